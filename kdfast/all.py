@@ -7,6 +7,7 @@ from kdfast.distill import Distill
 from kdfast.errors import KdfastError
 from kdfast.evaluation import agreement, metrics, predict
 from kdfast.experiment import Experiment
+from kdfast.knowledge import Stored
 from kdfast.methods import (
     AT,
     CAT,
@@ -40,7 +41,7 @@ from kdfast.training import create_learner, fit, history, set_seed
 
 __all__ = [
     "AT", "CAT", "CC", "DIST", "DKD", "KD", "NKD", "NST", "OFD", "PKT", "RKD", "SP", "WSLD", "Distill", "Experiment", "FitNet",
-    "Hard", "ImageData", "KdfastError", "Method", "Outputs", "Record", "Run", "Standardized", "Study", "Sum", "Teacher",
+    "Hard", "ImageData", "KdfastError", "Method", "Outputs", "Record", "Run", "Standardized", "Stored", "Study", "Sum", "Teacher",
     "agreement", "architecture", "count_parameters", "create_learner", "create_method", "create_model", "dataloaders", "fit",
     "history", "load_data", "load_study", "load_teacher", "method_names", "metrics", "model_names", "predict", "ramp",
     "read_record", "read_records", "register", "register_model", "set_seed", "tidy",

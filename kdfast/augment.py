@@ -36,21 +36,26 @@ def uniform(seed: int, view: int, index: np.ndarray, draws: int) -> np.ndarray:
 class Augment:
     """Random crops of the zero-padded image and horizontal flips, drawn per image.
 
-    `view` numbers the passes over the data; whoever runs the epochs sets it (`kdfast.training.Views`).
+    `view` is the number of the view that is drawn; whoever runs the epochs sets it (`kdfast.training.Views`).
     """
 
     flip: bool
     padding: int  # pixels on each side; 0: no crop
     seed: int
+    views: int = 0  # how many there are; 0: one an epoch
     view: int = field(default=0, compare=False)
 
     @classmethod
-    def named(cls, name: str, size: int, seed: int) -> "Augment | None":
+    def named(cls, name: str, size: int, seed: int, views: int = 0) -> "Augment | None":
         """One of AUGMENTATIONS for images of `size` pixels; the crop pads by an eighth of the side (4 at 32 pixels)."""
         if name not in AUGMENTATIONS:
             raise unknown("augmentation", name, AUGMENTATIONS)
         parts = name.split("+")
-        return None if name == "none" else cls("flip" in parts, size // 8 if "crop" in parts else 0, seed)
+        return None if name == "none" else cls("flip" in parts, size // 8 if "crop" in parts else 0, seed, views)
+
+    def of_epoch(self, epoch: int) -> int:
+        """The number of the view that is shown in an epoch, from 0."""
+        return epoch % self.views if self.views else epoch
 
     def __call__(self, images: Tensor, index: Tensor) -> Tensor:
         """Images (B, C, H, W) of any dtype and their numbers in the data set (B,) to their views, same shape."""

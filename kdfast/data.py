@@ -6,7 +6,7 @@ nothing beside a training step of a small network.
 
 import hashlib
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -68,6 +68,7 @@ class Split:
     """One part of an ImageData, as the dataset of a fastai DataLoader: item i is (TensorImage, TensorCategory)."""
 
     def __init__(self, data: ImageData, part: str):
+        self.name, self.part, self.fingerprint = data.name, part, data.fingerprint
         self.index = data.splits[part]
         self.images, self.labels, self.vocab = data.images, data.labels, L(data.classes)
         self.split_idx = 0 if part == "train" else 1
@@ -137,6 +138,26 @@ class BatchDL(TfmdDL):
     def new(self, dataset=None, cls=None, **kwargs):
         return super().new(dataset, cls, **({"augment": self.augment} | kwargs))
 
+    @property
+    def normalisation(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel that `after_batch` makes 0 and 1."""
+        return next((tfm.mean, tfm.std) for tfm in self.after_batch.fs if isinstance(tfm, Standardize))
+
+    def __iter__(self):
+        """Sets `shown` to the images' numbers in the data set, (B,), before each batch is handed out."""
+        order: list[int] = []
+        for i, batch in enumerate(super().__iter__()):
+            order = order or self._DataLoader__idxs  # of this pass, whoever begins another within it
+            self.shown = self.dataset.index[torch.as_tensor(order[i * self.bs : (i + 1) * self.bs])]
+            yield batch
+
+    def images(self, index: Tensor, view: int = 0) -> Tensor:
+        """Images by their number in the data set (B,), in the view of that number, as a batch has them."""
+        images = self.dataset.images[index]
+        if self.augment is not None:
+            images = replace(self.augment, view=view)(images, index)
+        return self.after_batch((images.to(self.device),))[0]
+
     def create_item(self, s):
         return s or 0  # an item is its number until the batch is cut
 
@@ -149,17 +170,19 @@ class BatchDL(TfmdDL):
         return batch
 
 
-def dataloaders(data: ImageData, batch_size: int, augment: str = "none", seed: int = 0, device: str | None = None) -> DataLoaders:
+def dataloaders(
+    data: ImageData, batch_size: int, augment: str = "none", seed: int = 0, views: int = 0, device: str | None = None
+) -> DataLoaders:
     """Train, validation and test DataLoaders (`dls[0]`, `dls[1]`, `dls[2]`) of normalised float images.
 
-    `augment` names the changes made to training images (`kdfast.augment`); `seed` is theirs. Every epoch draws new
-    views. `device` is fastai's default unless given. The last training batch is dropped where it is smaller than the
-    others and not the only one.
+    `augment` names the changes made to training images (`kdfast.augment`); `seed` is theirs. With the callback
+    `kdfast.training.Views` every epoch draws a new view, or the next of `views`. `device` is fastai's default unless
+    given. The last training batch is dropped where it is smaller than the others and not the only one.
     """
     train = Split(data, "train")
     device = torch.device(device) if device else default_device()
     options = {"after_batch": [Standardize(*data.stats)], "device": device}
-    view = Augment.named(augment, data.size, seed)
+    view = Augment.named(augment, data.size, seed, views)
     loaders = [BatchDL(train, bs=batch_size, shuffle=True, drop_last=len(train) > batch_size, augment=view, **options)]
     loaders += [BatchDL(Split(data, part), bs=max(batch_size, 256), **options) for part in ("valid", "test")]
     return DataLoaders(*loaders, path=".", device=device)

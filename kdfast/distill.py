@@ -4,6 +4,7 @@ student = vision_learner(dls, resnet18, metrics=accuracy, cbs=Distill(teacher, D
 student.fine_tune(10)
 """
 
+import time
 from collections.abc import Sequence
 from copy import copy, deepcopy
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from fastai.callback.core import Callback
+from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.mixup import MixHandler
 from fastai.learner import ValueMetric
 from fastcore.foundation import L
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from kdfast.adapters import Companion, margin
 from kdfast.errors import KdfastError
 from kdfast.hooks import evaluating, unwatch, watch_once, watching
+from kdfast.knowledge import Knowledge, Stored
 from kdfast.layers import pair, probe
 from kdfast.method import Method, weight_now
 from kdfast.randomness import OwnStream
@@ -52,15 +55,18 @@ class Distill(Callback):
         method: Method,  # the losses between them and their weights
         stages: Sequence[str] | None = None,  # paths of the student's stages, shallow to deep; None: found
         teacher_stages: Sequence[str] | None = None,  # of the teacher's
+        stored: Stored | None = None,  # compute the teacher's answers once and share them; None: a live teacher
     ):
         self.teacher, self.method = as_teacher(teacher), method
         self.parts = [copy(part) for part in method.parts]  # they hold this student's adapters
         self.wanted = frozenset(tap for part in self.parts for tap in part.taps)
-        self.named = stages, teacher_stages
+        self.named, self.stored, self.knowledge = (stages, teacher_stages), stored, None
+        self.obstacle: str | None = None  # why the teacher is live although its answers were to be stored
+        self.teacher_s = 0.0  # seconds of the last fit that the teacher took
         self.means = {name: _Mean() for name in ["ce", *(part.name for part in self.parts)]}
         self.adapters, self.companion, self.pending = nn.ModuleDict(), None, None
         self.watch = _Watch(self) if self.wanted - {"logits"} else None
-        if self.watch and len(self.teacher.models) > 1:
+        if self.watch and not self.teacher.is_lazy and len(self.teacher.models) > 1:
             raise KdfastError(f"method {method.name} compares features with those of one teacher, not of several")
 
     # A property, so that whichever way a Learner gets or loses the callback, it gets or loses `watch`
@@ -87,10 +93,11 @@ class Distill(Callback):
     def before_fit(self):
         if self.learn.lock.locked():  # validate, get_preds, predict: nothing is trained
             return
+        self.stream, self.met, self.fitted = OwnStream(), False, False
         self.teacher.meet(self.learn)
         self._check_loss()
+        self._choose_source()
         self.learn.metrics = self._others_metrics() + [ValueMetric(m, f"train_{name}") for name, m in self.means.items()]
-        self.stream, self.met, self.fitted = OwnStream(), False, False
         self.seen, self.stepping = {}, False
         self.kept = deepcopy(self.state_dict()) if hasattr(self.learn, "lr_finder") and self.companion else None
 
@@ -106,9 +113,32 @@ class Distill(Callback):
     def _others_metrics(self) -> list:
         return [m for m in self.learn.metrics if not (isinstance(m, ValueMetric) and isinstance(m.func, _Mean))]
 
+    def _choose_source(self):
+        """A live teacher, or its stored answers."""
+        self.knowledge, self.teacher_s = None, 0.0
+        self.obstacle = self.stored.obstacle(self.learn, self.teacher, self.wanted) if self.stored else None
+        if self.obstacle and not self.stored.fallback:
+            raise KdfastError(f"stored knowledge does not serve here, for {self.obstacle}: use a live teacher, or fallback=True")
+        with self.stream:
+            if self.stored and not self.obstacle:
+                wanted, shown = self.wanted | {"logits"}, hasattr(self.learn, "progress")
+                self.knowledge = Knowledge(self.teacher, self.learn.dls.train, self.stored, wanted, _autocast(self.learn), shown)
+            else:
+                form = torch.channels_last if hasattr(self.learn, "channels_last") else torch.preserve_format
+                self.teacher.to(next(self.learn.model.parameters()).device, form)
+
     def before_train(self):
         for mean in self.means.values():
             mean.reset()
+        if self.knowledge is not None:
+            augment = self.learn.dl.augment
+            views = [augment.of_epoch(e) for e in range(self.epoch, self.n_epoch)] if augment else [0]
+            with self.stream:
+                self.knowledge.open(augment.view if augment else 0, ahead=list(dict.fromkeys(views)))
+
+    def before_batch(self):
+        if self.knowledge is not None:
+            self.index = self.learn.dl.shown
 
     def prepare(self):
         """Called last thing before a training batch's forward: fit the taps to both nets, once a fit, and watch."""
@@ -131,9 +161,7 @@ class Distill(Callback):
     def _add_terms(self):
         own = self.learn.loss_grad
         prediction = self.learn.pred.as_subclass(Tensor)
-        if not self.met:
-            self.teacher.check_dtype(self.x)
-        taught = self.teacher.outputs(self.xb, self.teacher_taps if self.watch else None)
+        taught = self._taught()
         if not self.met:
             self._check_outputs(prediction, taught)
         student = self.taps.outputs(prediction, self.seen) if self.watch else Outputs(prediction)
@@ -154,6 +182,18 @@ class Distill(Callback):
             self.learn.loss_grad = total
             self.learn.loss = self.learn.loss_grad.clone()
 
+    def _taught(self) -> Outputs:
+        """What the teacher says of this batch."""
+        if self.knowledge is not None:
+            self.teacher_s = self.knowledge.seconds
+            return self.knowledge.outputs(self.index)
+        if not self.met:
+            self.teacher.check_dtype(self.x)
+        start = time.perf_counter()
+        taught = self.teacher.outputs(self.xb, self.teacher_taps if self.watch else None)
+        self.teacher_s += time.perf_counter() - start
+        return taught
+
     def _now(self, weight) -> float:
         return weight_now(weight, self.learn.pct_train, self.learn.epoch)
 
@@ -171,15 +211,20 @@ class Distill(Callback):
     # What is found and built
 
     def _fit_taps(self, inputs: tuple[Tensor, ...]):
-        student, teacher = self.learn.model, self.teacher.model
+        student = self.learn.model
+        ours = probe(student, inputs, self.named[0])
+        if self.knowledge is not None:  # vectors alone
+            self.taps, self.margins = Taps(student, ours, self.wanted, ()), []
+            self._build(self._example(inputs), self.knowledge.outputs(self.index[:2]))
+            return
         self.teacher.check_dtype(inputs[0])
-        layouts = probe(student, inputs, self.named[0]), probe(teacher, self.teacher.view(inputs), self.named[1])
+        theirs = probe(self.teacher.model, self.teacher.view(inputs), self.named[1])
         if None not in self.named and len(self.named[0]) != len(self.named[1]):
             raise KdfastError(f"{len(self.named[0])} stages of the student and {len(self.named[1])} of the teacher: name as many")
-        ours, theirs = pair(*layouts)
-        self.taps = Taps(student, layouts[0], self.wanted, ours)
-        self.teacher_taps = Taps(teacher, layouts[1], self.wanted, theirs)
-        self.margins = [margin(self.teacher_taps.norm(path)) for path in theirs] if "pre_relu" in self.wanted else []
+        paths = pair(ours, theirs)
+        self.taps = Taps(student, ours, self.wanted, paths[0])
+        self.teacher_taps = Taps(self.teacher.model, theirs, self.wanted, paths[1])
+        self.margins = [margin(self.teacher_taps.norm(path)) for path in paths[1]] if "pre_relu" in self.wanted else []
         self._build(self._example(inputs), self.teacher.outputs(inputs, self.teacher_taps))
 
     @torch.no_grad()
@@ -314,6 +359,14 @@ class _Mean:
 
     def __reduce__(self):  # a Learner pickled after a failed fit still has these among its metrics
         return partial, (float, "nan")
+
+
+def _autocast(learn) -> torch.dtype | None:
+    """The type in which the Learner's mixed precision computes, where its device has such."""
+    mixed = getattr(learn, "mixed_precision", None)
+    if mixed is None or (learn.dls.device.type != "cuda" and type(mixed) is MixedPrecision):  # fastai's does nothing there
+        return None
+    return torch.bfloat16 if mixed.amp_mode is AMPMode.BF16 else torch.float16
 
 
 def _shapes(module: nn.Module) -> dict[str, torch.Size]:

@@ -1,20 +1,21 @@
 """Predictions of a network and what they are worth."""
 
+from contextlib import nullcontext
+
 import torch
 from fastai.data.core import TfmdDL
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from kdfast.hooks import evaluating
+from kdfast.teacher import Teacher
+
 
 @torch.no_grad()
-def predict(model: nn.Module, dl: TfmdDL) -> tuple[Tensor, Tensor]:
-    """Logits (N, C) and labels (N,) on the CPU, in the loader's order, with the model in eval mode; its mode is restored."""
-    was_training = model.training
-    model.eval()
-    try:
+def predict(model: nn.Module | Teacher, dl: TfmdDL) -> tuple[Tensor, Tensor]:
+    """Logits (N, C) and labels (N,) on the CPU, in the loader's order, with the model in eval mode; its modes are restored."""
+    with evaluating(model) if isinstance(model, nn.Module) else nullcontext():  # a Teacher sees to it
         batches = [(model(x).float().cpu(), y.cpu()) for x, y in dl]
-    finally:
-        model.train(was_training)
     logits, labels = zip(*batches, strict=True)
     return torch.cat(logits), torch.cat(labels)
 

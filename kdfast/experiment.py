@@ -15,6 +15,7 @@ from kdfast import provenance
 from kdfast.data import ImageData, load_data
 from kdfast.errors import KdfastError, unknown
 from kdfast.evaluation import agreement, metrics, predict
+from kdfast.knowledge import Knowledge, Stored
 from kdfast.methods import create_method
 from kdfast.models import architecture, count_parameters
 from kdfast.results import (
@@ -26,6 +27,7 @@ from kdfast.results import (
     write_atomically,
     write_record,
 )  # fmt: skip
+from kdfast.store import store_folder
 from kdfast.study import PLAIN, Run, check_parameters, dataset_slug
 from kdfast.teacher import Teacher, load_teacher
 from kdfast.training import create_learner, fit, history, plateau, to_cpu
@@ -72,8 +74,9 @@ class Experiment:
     def learner(self) -> Learner:
         """A fresh Learner, with the teacher's run loaded and the Distill callback if the run has a teacher."""
         teacher_folder = self.runs / dataset_slug(self.run.dataset) / self.run.teacher
-        self.teacher: Teacher | None = load_teacher(teacher_folder, self.data) if self.run.teacher else None
-        self.learn = create_learner(self.run, self.data, self.teacher)
+        options = {"chunk": self.run.batch_size, "compiled": self.run.compile}
+        self.teacher: Teacher | None = load_teacher(teacher_folder, self.data, **options) if self.run.teacher else None
+        self.learn = create_learner(self.run, self.data, self.teacher, store_folder(self.runs))
         return self.learn
 
     def fit(self, progress: bool = True) -> None:
@@ -85,6 +88,7 @@ class Experiment:
     def finish(self) -> Record:
         """Evaluate the last and the best epoch's weights and write weights, predictions and record."""
         start = time.perf_counter()
+        self.taught = self._teachers_test_logits()
         last_state = to_cpu(self.learn.model.state_dict())
         last, logits, labels = self._evaluate(epoch=self.run.epochs - 1)
         self.learn.model.load_state_dict(self.learn.keep_best.best_state)
@@ -105,10 +109,20 @@ class Experiment:
         found = {"epoch": epoch, "valid": metrics(*predict(self.learn.model, self.learn.dls[1]))}
         logits, labels = predict(self.learn.model, self.learn.dls[2])
         found["test"] = metrics(logits, labels)
-        if self.teacher is not None:
-            taught, _ = predict(self.teacher.model, self.learn.dls[2])
-            found["test"]["agreement"] = agreement(logits, taught)
+        if self.taught is not None:
+            found["test"]["agreement"] = agreement(logits, self.taught)
         return found, logits, labels
+
+    def _teachers_test_logits(self) -> torch.Tensor | None:
+        """Stored ones, exact, where the run has stored knowledge; else the teacher is asked."""
+        if self.teacher is None:
+            return None
+        if self.run.knowledge == "live":
+            self.teacher.to(self.learn.dls.device)
+            return predict(self.teacher, self.learn.dls[2])[0]
+        knowledge = Knowledge(self.teacher, self.learn.dls[2], Stored(store_folder(self.runs), "float32"))
+        knowledge.open(view=0)
+        return knowledge.all().logits.cpu()
 
     def _record(self, weights: bytes, last: dict, best: dict) -> Record:
         curves = history(self.learn)
@@ -125,6 +139,7 @@ class Experiment:
                 **self._adapters(),
             },
             teacher=self._teacher_summary(),
+            knowledge=self._knowledge(),
             data={
                 "name": self.data.name,
                 "fingerprint": self.data.fingerprint,
@@ -142,6 +157,19 @@ class Experiment:
             last=last,
             best=best,
         )
+
+    def _knowledge(self) -> dict | None:
+        """Where the teacher's answers came from, and the seconds of the training that went into making them."""
+        if self.teacher is None:
+            return None
+        distill = self.learn.distill
+        used = distill.knowledge
+        found = {"source": self.run.knowledge if used is not None else "live", "teacher_s": distill.teacher_s}
+        if used is not None:
+            augment = used.loader.augment
+            views = len({augment.of_epoch(e) for e in range(self.run.epochs)}) if augment else 1
+            return found | {"waited_s": used.waited, "views": views}
+        return found | ({"why_live": distill.obstacle} if distill.obstacle else {})
 
     def _adapters(self) -> dict[str, int]:
         """How many parameters were trained beside the student, where a method has such."""

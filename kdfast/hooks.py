@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-Points = Iterable[tuple[str, str]]  # (module path, "in" or "out")
+Point = tuple[str, str]  # (module path, "in" or "out")
+Points = Iterable[Point]
 
 
 @contextmanager
@@ -22,19 +23,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def watching(model: nn.Module, points: Points) -> Iterator[dict[tuple[str, str], Tensor]]:
+def watching(model: nn.Module, points: Points) -> Iterator[dict[Point, Tensor]]:
     """Collect what goes into ("in") or comes out of ("out") modules while inside; of several calls the last counts."""
-    seen: dict[tuple[str, str], Tensor] = {}
+    seen: dict[Point, Tensor] = {}
     handles = []
 
-    def see(point: tuple[str, str], inplace: bool) -> Callable:
+    def see(point: Point, inplace: bool) -> Callable:
         def hook(module, inputs, output=None):
             value = output if point[1] == "out" else inputs[0]
             seen[point] = value.clone() if inplace else value
 
         return hook
 
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules()) if points else {}
     try:
         for path, side in points:
             module = modules[path]
@@ -48,12 +49,12 @@ def watching(model: nn.Module, points: Points) -> Iterator[dict[tuple[str, str],
             handle.remove()
 
 
-def watch_once(model: nn.Module, points: Points) -> dict[tuple[str, str], Tensor]:
+def watch_once(model: nn.Module, points: Points) -> dict[Point, Tensor]:
     """What `watching` collects in the next forward, whoever calls it; afterwards the model is as before.
 
     The hooks live inside that one call of `forward`, so an error or an interrupt there leaves none behind.
     """
-    seen: dict[tuple[str, str], Tensor] = {}
+    seen: dict[Point, Tensor] = {}
 
     def forward(*args, **kwargs):
         unwatch(model)

@@ -16,8 +16,8 @@ RUNS = ROOT / "runs" if NOTEBOOK.is_file() else Path("runs")  # every run of thi
 # The modules that can change the outcome of a run: what training and evaluation import. Analysis and workflow are left
 # out, so that a new figure does not make hours of training look outdated.
 RUN_MODULES = (
-    "adapters", "augment", "data", "distill", "evaluation", "experiment", "hooks", "layers", "losses", "method", "methods",
-    "models", "randomness", "taps", "teacher", "training",
+    "adapters", "augment", "data", "distill", "evaluation", "experiment", "hooks", "knowledge", "layers", "losses", "method",
+    "methods", "models", "randomness", "store", "taps", "teacher", "training",
 )  # fmt: skip
 PLUGINS = ROOT / "plugins" if NOTEBOOK.is_file() else Path("plugins")  # a user's own methods and models, *.py
 PACKAGES = ("torch", "torchvision", "fastai", "numpy", "scikit-learn", "pillow")
@@ -28,17 +28,22 @@ def plugins() -> list[Path]:
     return sorted(PLUGINS.glob("*.py"))
 
 
-def code_hash(package: Path = PACKAGE, notebook: Path = NOTEBOOK) -> str:
+def digest(content) -> str:
+    """16 hex digits of the SHA-256 of bytes or of an array's."""
+    return hashlib.sha256(memoryview(content)).hexdigest()[:16]
+
+
+def code_hash(package: Path = PACKAGE, notebook: Path | None = NOTEBOOK, modules: tuple[str, ...] = RUN_MODULES) -> str:
     """12 hex digits over the notebook's code cells, the plugins and the modules that can change a run's outcome.
 
     Comments, docstrings and formatting do not count: a module is hashed by its syntax tree.
     """
     digest = hashlib.sha256()
-    for name in RUN_MODULES:
+    for name in modules:
         digest.update(_syntax(ast.parse((package / f"{name}.py").read_text())))
     for path in plugins():
         digest.update(_syntax(ast.parse(path.read_text())))
-    if notebook.is_file():
+    if notebook is not None and notebook.is_file():
         for cell in json.loads(notebook.read_text())["cells"]:
             if cell["cell_type"] == "code":
                 digest.update("".join(cell["source"]).encode())

@@ -29,6 +29,7 @@ class Record(BaseModel):
     parameters: dict[str, Any]  # kdfast.study.Run
     model: dict[str, Any]  # family, parameters (count), weights_sha256, weights_bytes, adapter_parameters where trained
     teacher: dict[str, Any] | None  # run, model, family, parameters, weights_sha256, test (its own metrics)
+    knowledge: dict[str, Any] | None = None  # source (live, float16, float32), views, teacher_s, waited_s, why_live
     data: dict[str, Any]  # name, fingerprint, classes, counts of each part, split rule, image_size
     code: dict[str, Any]  # hash, commit, dirty
     packages: dict[str, str]

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from kdfast.errors import KdfastError, unknown
 
 PLAIN = "plain"  # the method of a run without a teacher
+Knowledge = Literal["live", "float16", "float32"]
 
 
 def _mapping(value: Any) -> Any:
@@ -44,6 +45,9 @@ class Training(Strict):
     batch_size: int = Field(64, ge=2)
     lr: float = Field(0.01, gt=0)
     weight_decay: float = Field(0.01, ge=0)
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # the latter two: mixed precision
+    channels_last: bool = False  # memory format of images and convolutions
+    compile: bool = False  # torch.compile for student and live teacher
 
 
 class Run(Training):
@@ -56,10 +60,14 @@ class Run(Training):
     dataset: str = "digits"
     image_size: int = Field(0, ge=0)
     augment: str = ""
+    views: int = Field(0, ge=0)  # how many augmented views of the training images there are; 0: a new one each epoch
+    view_seed: int = Field(-1, ge=-1, lt=2**32)  # of the views; -1: the run's seed
     student: str
     teacher: str = ""  # id of the teacher's run; "" for none
     method: str = PLAIN
     method_args: Annotated[dict[str, Any], BeforeValidator(_mapping)] = {}
+    knowledge: Knowledge = "live"  # how the teacher answers: live, or from answers stored in float16 or float32
+    fallback: bool = False  # whether a live teacher steps in where answers cannot be stored (feature maps, MixUp)
     seed: int = Field(0, ge=0, lt=2**32)
 
     @model_validator(mode="before")
@@ -76,6 +84,8 @@ class Run(Training):
             raise ValueError("a teacher needs a method: give one (kd, …) or no teacher")
         if not self.teacher and self.method != PLAIN:
             raise ValueError(f"method {self.method} needs a teacher: give a model's name or a run id")
+        if not self.teacher and (self.knowledge != "live" or self.fallback):
+            raise ValueError("knowledge and fallback are a teacher's: give one, or leave them out")
         return self
 
     @property
@@ -126,6 +136,9 @@ class Study(Strict):
     dataset: str = "digits"
     image_size: int = Field(0, ge=0)
     augment: str = ""
+    views: int = Field(0, ge=0)
+    knowledge: Knowledge = "float16"  # what runs with a teacher have; see Run
+    fallback: bool = True
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     training: Training = Training()
     models: dict[str, dict[str, Any]] = {}  # what is trained otherwise than `training` says, by model
@@ -140,7 +153,7 @@ class Study(Strict):
         return self.training.model_dump() | self.models.get(model, {})
 
     def _run(self, **parameters) -> Run:
-        return Run(dataset=self.dataset, image_size=self.image_size, augment=self.augment, **parameters)
+        return Run(dataset=self.dataset, image_size=self.image_size, augment=self.augment, views=self.views, **parameters)
 
     def plain_run(self, model: str, seed: int) -> Run:
         """The run of a model trained alone: a teacher's run, or a student's reference."""
@@ -159,6 +172,8 @@ class Study(Strict):
                 teacher=self.plain_run(teacher, seed).id,
                 method=method.name,
                 method_args=args,
+                knowledge=self.knowledge,
+                fallback=self.fallback,
                 seed=seed,
                 **self.training_of(student),
             )

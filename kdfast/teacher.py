@@ -1,6 +1,8 @@
 """The teacher: in eval mode, without gradients, unchanged, and hidden from the student's Learner."""
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from fastai.data.transforms import IntToFloatTensor
 from fastai.learner import Learner
-from safetensors.torch import load_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from kdfast.errors import KdfastError
-from kdfast.hooks import evaluating, watching
+from kdfast.hooks import Point, evaluating, watching
 from kdfast.models import create_model
 from kdfast.results import Record, read_record
 from kdfast.taps import Outputs, Taps
@@ -29,26 +31,53 @@ class Teacher:
 
     def __init__(
         self,
-        model: nn.Module | Sequence[nn.Module],  # logits (B, C) of images (B, 3, H, W); of several, probabilities are averaged
+        # logits (B, C) of images (B, 3, H, W); of several, probabilities are averaged; or what makes one when it is needed
+        model: nn.Module | Sequence[nn.Module] | Callable[[], nn.Module],
         record: Record | None = None,  # of its run
         *,
         classes: Sequence[str] | None = None,  # class c of its logits; checked against the student's
         size: int | tuple[int, int] | None = None,  # of the images it takes, in pixels; None: as the student's
         stats: Stats | None = None,  # with which its images are normalised; None: as the student's
         student_stats: Stats | None = None,  # those of the student; None: found in its DataLoaders
+        chunk: int | None = None,  # images a forward, the last filled up: kernels round by batch size; None: whole batches
+        compiled: bool = False,  # by torch.compile; for methods of logits
     ):
-        self.models = list(model) if isinstance(model, Iterable) and not isinstance(model, nn.Module) else [model]
+        self.source, self.chunk, self.compiled = model, chunk, compiled
         self.record, self.classes = record, None if classes is None else tuple(map(str, classes))
         self.size, self.stats, self.student_stats = size, stats, student_stats
+
+    @cached_property
+    def models(self) -> list[nn.Module]:
+        """The networks, made now if they were not before."""
+        if isinstance(self.source, nn.Module):
+            models = [self.source]
+        else:
+            models = list(self.source) if isinstance(self.source, Iterable) else [self.source()]
+        for model in models if self.compiled else ():
+            model.compile()
+        return models
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether its network is still to be made."""
+        return "models" not in self.__dict__ and not isinstance(self.source, (nn.Module, Iterable))
+
+    def identity(self) -> dict[str, Any]:
+        """What decides its answers: hashes of weights and structure, and how it wants its images."""
+        if self.record is not None:
+            who = {"model": self.record.parameters["student"], "weights": self.record.model["weights_sha256"]}
+        else:
+            who = {"model": _sha256(repr(self.models).encode()), "weights": _sha256(*map(_bytes, self.models))}
+        return who | {"size": self.size, "stats": self.stats, "student_stats": self.student_stats}
 
     @property
     def model(self) -> nn.Module:
         """The network, or the first of several."""
         return self.models[0]
 
-    def to(self, device: torch.device) -> "Teacher":
+    def to(self, device: torch.device, memory_format: torch.memory_format = torch.preserve_format) -> "Teacher":
         for model in self.models:
-            model.to(device)
+            model.to(device, memory_format=memory_format)
         return self
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -58,14 +87,30 @@ class Teacher:
     @torch.no_grad()
     def outputs(self, inputs: Sequence[Tensor], taps: Taps | None = None) -> Outputs:
         """Logits of the student's batch, and the features that `taps` asks for: the one place where a teacher runs."""
-        inputs = self.view(inputs)
-        members = []
-        for model in self.models:
-            with evaluating(model), watching(model, taps.points if taps else ()) as seen:
-                members.append(model(*inputs).as_subclass(Tensor))
-        if len(members) > 1:
-            return Outputs(members[0], members=members)
-        return taps.outputs(members[0], seen) if taps else Outputs(members[0])
+        inputs, points = self.view(inputs), taps.points if taps else []
+        found = [self._forward(model, inputs, points) for model in self.models]
+        logits, seen = found[0]
+        if len(found) > 1:
+            return Outputs(logits, members=[member for member, _ in found])
+        return taps.outputs(logits, seen) if taps else Outputs(logits)
+
+    def _forward(self, model: nn.Module, inputs: Sequence[Tensor], points: list[Point]) -> tuple[Tensor, dict[Point, Tensor]]:
+        """Logits (B, C) and what was seen at the points, in chunks of one size, the last filled up with zeros.
+
+        Kernels round differently at different batch sizes: with one size an image has the same logits in every batch.
+        """
+        n = len(inputs[0])
+        size = self.chunk or n
+        pieces = []
+        for start in range(0, n, size):
+            piece = [_filled(x[start : start + size], size) for x in inputs]
+            with evaluating(model), watching(model, points) as seen:
+                logits = model(*piece).as_subclass(Tensor)
+            pieces.append((logits, seen))
+        if n == size:
+            return pieces[0]
+        joined = {point: torch.cat([seen[point] for _, seen in pieces])[:n] for point in points}
+        return torch.cat([logits for logits, _ in pieces])[:n], joined
 
     def view(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The student's images as this teacher wants them: normalised in its way, of its size."""
@@ -82,10 +127,9 @@ class Teacher:
         return x, *others
 
     def meet(self, learn: Learner) -> None:
-        """Before a fit: go to the student's device; a KdfastError if the two cannot work together."""
-        if any(module is learn.model for model in self.models for module in model.modules()):
+        """Before a fit: a KdfastError if the two cannot work together. The networks are not made for it."""
+        if not self.is_lazy and any(module is learn.model for model in self.models for module in model.modules()):
             raise KdfastError("the teacher is the student itself: give it a copy (copy.deepcopy) or a network of its own")
-        self.to(next(learn.model.parameters()).device)
         theirs, ours = self.classes, vocabulary(learn.dls)
         if theirs and ours and theirs != ours:
             what = _difference(theirs, ours)
@@ -153,8 +197,8 @@ def normalisation(dls) -> Stats | None:
     return ([0.0] * 3, [1.0] * 3) if plain else None
 
 
-def load_teacher(folder: Path, data) -> Teacher:
-    """The network of a finished run, from its record and weights.
+def load_teacher(folder: Path, data, **options: Any) -> Teacher:
+    """The network of a finished run, from its record and weights; it is made when it first has to answer. `options` are Teacher's.
 
     `data` is the student's ImageData: a teacher whose classes differ in number, name or order raises a KdfastError.
     """
@@ -163,9 +207,16 @@ def load_teacher(folder: Path, data) -> Teacher:
     weights = folder / "weights.safetensors"
     if not weights.is_file():
         raise KdfastError(f"teacher run {record.id} has a record but no {weights}: train it again")
-    model = create_model(record.parameters["student"], len(data.classes), record.parameters["image_size"])
-    model.load_state_dict(load_file(weights))
-    return Teacher(model.eval().requires_grad_(False), record, classes=data.classes)
+
+    def build() -> nn.Module:
+        content = weights.read_bytes()
+        if _sha256(content) != record.model["weights_sha256"]:
+            raise KdfastError(f"{weights} is not what run {record.id} wrote: remove that run's folder and train it again")
+        model = create_model(record.parameters["student"], len(data.classes), record.parameters["image_size"])
+        model.load_state_dict(load(content))
+        return model.eval().requires_grad_(False)
+
+    return Teacher(build, record, classes=data.classes, **options)
 
 
 def check_classes(record: Record, data) -> None:
@@ -181,3 +232,19 @@ def _difference(theirs: tuple[str, ...], ours: tuple[str, ...]) -> str:
         return f"{len(theirs)} classes, the data {len(ours)}"
     c = next(i for i, pair in enumerate(zip(theirs, ours, strict=True)) if pair[0] != pair[1])
     return f"{theirs[c]!r} as class {c} where the data has {ours[c]!r}"
+
+
+def _filled(x: Tensor, size: int) -> Tensor:
+    missing = size - len(x)
+    return torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
+
+
+def _sha256(*contents: bytes) -> str:
+    digest = hashlib.sha256()
+    for content in contents:
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _bytes(model: nn.Module) -> bytes:
+    return save({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()})

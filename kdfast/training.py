@@ -3,10 +3,13 @@
 import math
 import random
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
+from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback
+from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler, SchedCos, SchedNo, combine_scheds
 from fastai.data.core import DataLoaders
@@ -14,11 +17,14 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
+from fastcore.foundation import L
 from torch import Tensor
+from torch.amp import GradScaler
 
 from kdfast.data import ImageData, dataloaders
 from kdfast.distill import Distill
 from kdfast.errors import KdfastError
+from kdfast.knowledge import Stored
 from kdfast.methods import create_method
 from kdfast.models import create_model
 from kdfast.study import Run
@@ -65,28 +71,61 @@ class KeepBest(Callback):
 
 
 class Views(Callback):
-    """Every epoch sees new views of the training images."""
+    """Every epoch sees the next view of the training images."""
 
     def before_train(self):
         if self.dl.augment is not None:
-            self.dl.augment.view = self.epoch
+            self.dl.augment.view = self.dl.augment.of_epoch(self.epoch)
 
 
-def create_learner(run: Run, data: ImageData, teacher: Teacher | None = None) -> Learner:
+def create_learner(run: Run, data: ImageData, teacher: Teacher | None = None, store: str | Path = "knowledge") -> Learner:
     """A fastai Learner that is ready to `fit(learn, run)`; with a teacher it carries the Distill callback.
 
-    Everything random is seeded here: the same run gives the same weights on one type of processor and thread count.
+    `store` is the folder of stored knowledge, for a run that asks for such. Everything random is seeded here: the same
+    run gives the same weights on one type of processor and thread count.
     """
     set_seed(run.seed)
     model = create_model(run.student, len(data.classes), data.size)
-    dls: DataLoaders = dataloaders(data, run.batch_size, run.augment, run.seed)
-    cbs = [StopOnNaN(run.id), KeepBest(), Views()]
+    view_seed = run.seed if run.view_seed < 0 else run.view_seed
+    dls: DataLoaders = dataloaders(data, run.batch_size, run.augment, view_seed, run.views)
+    cbs = [StopOnNaN(run.id), KeepBest(), Views(), *_speed(run, dls.device)]
     if teacher is not None:
-        cbs.append(Distill(teacher, create_method(run.method, run.method_args)))
+        method = create_method(run.method, run.method_args)
+        if run.compile and any(set(part.taps) - {"logits"} for part in method.parts):
+            raise KdfastError(f"method {run.method} compares features, which a compiled network hides: set compile to false")
+        stored = None if run.knowledge == "live" else Stored(store, run.knowledge, run.fallback)
+        cbs.append(Distill(teacher, method, stored=stored))
     # torch's own AdamW: decay on all parameters, and one fused step where fastai's optimizer loops in Python
     optimizer = partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True))
     loss = CrossEntropyLossFlat()
+    if run.compile:
+        model.compile()  # in place: the state dict keeps its names
     return Learner(dls, model, loss, optimizer, lr=run.lr, wd=run.weight_decay, metrics=accuracy, cbs=cbs)
+
+
+class MixedPrecisionCPU(MixedPrecision):
+    """fastai's, which knows CUDA alone, for bfloat16 on a CPU: it needs no scaled gradients."""
+
+    name = "mixed_precision"
+
+    def before_fit(self):
+        self.autocast, self.learn.scaler, self.scales = (
+            torch.autocast("cpu", torch.bfloat16),
+            GradScaler("cpu", enabled=False),
+            L(),
+        )
+
+
+def _speed(run: Run, device: torch.device) -> list[Callback]:
+    """The callbacks of a run's precision and memory format; a KdfastError for what the device cannot do."""
+    cbs: list[Callback] = [ChannelsLast()] if run.channels_last else []
+    if run.precision == "float32":
+        return cbs
+    if device.type == "cuda":
+        return [*cbs, MixedPrecision(AMPMode.BF16 if run.precision == "bfloat16" else AMPMode.FP16)]
+    if run.precision == "float16":
+        raise KdfastError("precision float16 needs a CUDA device: use bfloat16 or float32")
+    return [*cbs, MixedPrecisionCPU(AMPMode.BF16)]
 
 
 def schedule(lr: float) -> ParamScheduler:

@@ -5,7 +5,9 @@ import json
 import shlex
 import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from rich.console import Console
@@ -14,11 +16,12 @@ from rich.table import Table
 from kdfast.errors import KdfastError
 from kdfast.progress import run_with_progress
 from kdfast.provenance import code_hash
-from kdfast.results import PREDICTIONS, RECORD, read_record
+from kdfast.results import PREDICTIONS, RECORD, read_record, write_atomically
 from kdfast.study import Run, Study, load_study
 
 STUDIES = Path("experiments/studies")
 RESULTS = Path("experiments/results")
+COSTS = Path("build/costs.json")  # operations of an image's forward, by network
 
 
 def questions(study: Study) -> tuple[str, ...]:
@@ -59,6 +62,19 @@ class Plan:
         as_text = {k: json.dumps(v) if isinstance(v, dict) else str(v) for k, v in values.items()}
         return " ".join(f"-p {name} {shlex.quote(value)}" for name, value in as_text.items())
 
+    @cached_property
+    def priorities(self) -> dict[str, int]:
+        """Of each run, by folder name: the longest first, a teacher before its longest student; whole numbers from 1."""
+        flops = json.loads(COSTS.read_text()) if COSTS.is_file() else {}
+        cost = {folder: _operations(run, flops) for folder, run in self.runs.items()}
+        left = dict(cost)  # a run and the longest that waits for it
+        for folder in self.runs:
+            for record in self.teacher_record(folder):
+                teacher = record.removeprefix("runs/").removesuffix(f"/{RECORD}")
+                left[teacher] = max(left.get(teacher, 0), cost.get(teacher, 0) + cost[folder])
+        rank = {value: place for place, value in enumerate(sorted(set(left.values())), 1)}
+        return {folder: rank[value] for folder, value in left.items()}
+
     def records(self, study: str, kind: str) -> list[str]:
         return [record_path(run, study, kind) for run in study_named(study).runs()]
 
@@ -90,6 +106,24 @@ class Plan:
         return [f"kdfast/{name}.py" for name in ("results", "stats", "plots", "report", "findings")]
 
 
+def _operations(run: Run, flops: dict[str, int]) -> float:
+    """What a run takes, up to what all runs on its images share: a backward costs two forwards."""
+    teacher = flops.get(run.teacher.split(".")[0], 0) if run.knowledge == "live" else 0
+    return run.epochs * (3 * flops.get(run.student, 1) + teacher)
+
+
+def estimate_costs(studies: Iterable[Study]) -> None:
+    """Write the operations of every network of these studies, by which the longest runs are started first."""
+    from kdfast.efficiency import flops
+
+    sizes = {}
+    for study in studies:
+        for run in study.plain_runs():
+            sizes[run.student] = run.image_size
+    found = {name: flops(name, 10, size) for name, size in sizes.items()}
+    write_atomically(COSTS, json.dumps(found).encode())
+
+
 def plan(names: list[str], records: str) -> Plan:
     """The jobs of some studies. With published records nothing is trained: a missing record is an error."""
     studies = {name: study_named(name) for name in names}
@@ -119,6 +153,8 @@ def snakemake(studies: list[str], records: str, extra: list[str]) -> int:
             study.check_names()
     if not studies:
         raise KdfastError(f"no study has published records in {RESULTS}: make reproduce, then make publish")
+    if records == "runs":
+        estimate_costs(map(study_named, studies))
     planned = plan(studies, records)
     Path("build").mkdir(exist_ok=True)
     with open("build/.lock", "w") as lock:

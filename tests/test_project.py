@@ -43,7 +43,8 @@ def test_notebooks_are_committed_without_outputs(path):
 def test_notebook_cells_are_short():
     for path in NOTEBOOKS:
         for cell in nbformat.read(path, 4).cells:
-            assert len(cell.source.splitlines()) <= 20, f"{path.name}: {cell.source[:60]}"
+            listed = "parameters" in cell.metadata.get("tags", [])  # a line each
+            assert listed or len(cell.source.splitlines()) <= 20, f"{path.name}: {cell.source[:60]}"
 
 
 @pytest.fixture
