@@ -1,14 +1,7 @@
-"""What is trained beside the student so that its features can be compared with the teacher's, and its optimizer."""
-
-import inspect
-from collections.abc import Callable
-from functools import partial
+"""What is trained beside the student so that its features can be compared with the teacher's."""
 
 import torch
 import torch.nn.functional as F
-from fastai.learner import Learner
-from fastai.optimizer import OptimWrapper
-from fastai.torch_core import norm_bias_params
 from torch import Tensor, nn
 
 
@@ -46,47 +39,6 @@ def match(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     size = [min(lengths) for lengths in zip(student.shape[2:], teacher.shape[2:], strict=True)]
     student, teacher = (x if list(x.shape[2:]) == size else F.adaptive_avg_pool2d(x, size) for x in (student, teacher))
     return student, teacher
-
-
-class Companion:
-    """The adapters' optimizer: of the same kind as the student's, with the settings of its last group at every step.
-
-    fastai builds a Learner's optimizer from the student's parameters and cannot extend it, and what is in it is saved
-    and exported with the student. A second one follows schedules, freezing, discriminative rates and `lr_find`, and
-    leaves the first as it is without distillation.
-    """
-
-    def __init__(self, learn: Learner, adapters: nn.Module):
-        self.of = learn.opt
-        params = list(adapters.parameters())
-        self.opt = _same_kind(learn)(params)
-        if not learn.wd_bn_bias and not isinstance(self.opt, OptimWrapper):
-            for p in norm_bias_params(adapters, True):
-                self.opt.state[p]["do_wd"] = False
-
-    @property
-    def param_groups(self):  # with `step`, what GradScaler wants of an optimizer
-        return self.opt.param_groups
-
-    def step(self) -> None:
-        if isinstance(self.opt, OptimWrapper):  # torch's own names and values
-            last = self.of.opt.param_groups[-1]
-            self.opt.opt.param_groups[0].update({k: v for k, v in last.items() if k != "params"})
-        else:
-            self.opt.hypers[0].update(self.of.hypers[-1])
-        self.opt.step()
-
-    def zero_grad(self) -> None:
-        self.opt.zero_grad()
-
-
-def _same_kind(learn: Learner) -> Callable:
-    if isinstance(learn.opt, OptimWrapper):
-        torchs = learn.opt.opt
-        takes = inspect.signature(type(torchs)).parameters
-        defaults = {k: v for k, v in torchs.defaults.items() if k in takes}
-        return lambda params: OptimWrapper(opt=type(torchs)(params, **defaults))
-    return partial(learn.opt_func, lr=learn.lr)
 
 
 def margin(norm: nn.BatchNorm2d) -> Tensor:

@@ -12,16 +12,15 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.mixup import MixHandler
 from fastai.learner import ValueMetric
-from fastcore.foundation import L
 from torch import Tensor, nn
 
-from kdfast.adapters import Companion, margin
+from kdfast.adapters import margin
+from kdfast.companion import Companion, Trained
 from kdfast.errors import KdfastError
 from kdfast.hooks import evaluating, unwatch, watch_once, watching
 from kdfast.knowledge import Knowledge, Stored
@@ -64,7 +63,7 @@ class Distill(Callback):
         self.obstacle: str | None = None  # why the teacher is live although its answers were to be stored
         self.teacher_s = 0.0  # seconds of the last fit that the teacher took
         self.means = {name: _Mean() for name in ["ce", *(part.name for part in self.parts)]}
-        self.adapters, self.companion, self.pending = nn.ModuleDict(), None, None
+        self.trained = Trained()
         self.watch = _Watch(self) if self.wanted - {"logits"} else None
         if self.watch and not self.teacher.is_lazy and len(self.teacher.models) > 1:
             raise KdfastError(f"method {method.name} compares features with those of one teacher, not of several")
@@ -98,7 +97,7 @@ class Distill(Callback):
         self._check_loss()
         self._choose_source()
         self.learn.metrics = self._others_metrics() + [ValueMetric(m, f"train_{name}") for name, m in self.means.items()]
-        self.seen, self.stepping = {}, False
+        self.seen, self.trained.stepping = {}, False
         self.kept = deepcopy(self.state_dict()) if hasattr(self.learn, "lr_finder") and self.companion else None
 
     def after_fit(self):
@@ -108,7 +107,7 @@ class Distill(Callback):
         if self.kept is not None:  # as lr_find does with the student
             self.load_state_dict(self.kept)
         elif hasattr(self.learn, "lr_finder"):
-            self.adapters, self.companion = nn.ModuleDict(), None
+            self.trained.forget()
 
     def _others_metrics(self) -> list:
         return [m for m in self.learn.metrics if not (isinstance(m, ValueMetric) and isinstance(m.func, _Mean))]
@@ -215,7 +214,7 @@ class Distill(Callback):
         ours = probe(student, inputs, self.named[0])
         if self.knowledge is not None:  # vectors alone
             self.taps, self.margins = Taps(student, ours, self.wanted, ()), []
-            self._build(self._example(inputs), self.knowledge.outputs(self.index[:2]))
+            self.trained.build(self.learn, self.parts, self._example(inputs), self.knowledge.outputs(self.index[:2]))
             return
         self.teacher.check_dtype(inputs[0])
         theirs = probe(self.teacher.model, self.teacher.view(inputs), self.named[1])
@@ -225,7 +224,7 @@ class Distill(Callback):
         self.taps = Taps(student, ours, self.wanted, paths[0])
         self.teacher_taps = Taps(self.teacher.model, theirs, self.wanted, paths[1])
         self.margins = [margin(self.teacher_taps.norm(path)) for path in paths[1]] if "pre_relu" in self.wanted else []
-        self._build(self._example(inputs), self.teacher.outputs(inputs, self.teacher_taps))
+        self.trained.build(self.learn, self.parts, self._example(inputs), self.teacher.outputs(inputs, self.teacher_taps))
 
     @torch.no_grad()
     def _example(self, inputs: tuple[Tensor, ...]) -> Outputs:
@@ -233,61 +232,36 @@ class Distill(Callback):
             logits = self.taps.model(*inputs)
         return self.taps.outputs(logits, seen)
 
-    def _build(self, student: Outputs, teacher: Outputs):
-        """Adapters to fit; those of an earlier fit stay if they still do."""
-        made = nn.ModuleDict()
-        for part in self.parts:
-            built = part.build(student, teacher)
-            if built is not None:
-                made[part.name] = built
-        if _shapes(made) != _shapes(self.adapters):
-            self.adapters, self.companion = made, None
-        self.adapters.to(next(self.learn.model.parameters()).device).train()
-        for part in self.parts:
-            part.adapters = dict(self.adapters.items()).get(part.name)
-        if len(self.adapters) and (self.companion is None or self.companion.of is not self.learn.opt):
-            self.companion = Companion(self.learn, self.adapters)
-        if self.pending is not None:
-            self.load_state_dict(self.pending)
+    # What is trained beside the student
 
-    # The adapters' own step
+    @property
+    def adapters(self) -> nn.ModuleDict:
+        """Of each method that has such, by its name."""
+        return self.trained.adapters
+
+    @property
+    def companion(self) -> Companion | None:
+        """Their optimizer."""
+        return self.trained.companion
 
     def before_step(self):
-        self.stepping = self.companion is not None
+        self.trained.stepping = self.companion is not None
 
     def after_cancel_step(self):  # MixedPrecision skips a step whose gradients overflow
-        self.stepping = False
-        if self.companion is not None:
-            self.companion.zero_grad()
+        self.trained.skip()
 
     def after_step(self):
-        if not self.stepping:
-            return
-        scaler = getattr(self.learn, "scaler", None)
-        scaler.step(self.companion) if scaler is not None else self.companion.step()
-        self.companion.zero_grad()
-        self.stepping = False
+        self.trained.step(getattr(self.learn, "scaler", None))
 
     # kdfast's own checkpoint
 
     def state_dict(self) -> dict[str, Any]:
         """The adapters' weights and their optimizer's state."""
-        return {
-            "adapters": self.adapters.state_dict(),
-            "optimizer": None if self.companion is None else _plain(self.companion.opt.state_dict()),
-        }
+        return self.trained.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a `state_dict`, at once or, where the adapters are not built yet, at the first batch."""
-        if state["adapters"] and not len(self.adapters):
-            self.pending = state
-            return
-        if {k: v.shape for k, v in state["adapters"].items()} != _shapes(self.adapters):
-            raise KdfastError("the checkpoint's adapters do not fit this student, teacher and method: load it where it was saved")
-        self.adapters.load_state_dict(state["adapters"])
-        if self.companion is not None and state["optimizer"] is not None:
-            self.companion.opt.load_state_dict(state["optimizer"])
-        self.pending = None
+        self.trained.load_state_dict(state)
 
     def save(self, path: str | Path) -> Path:
         """Write the adapters and their optimizer's state; the student is saved by its Learner."""
@@ -367,16 +341,3 @@ def _autocast(learn) -> torch.dtype | None:
     if mixed is None or (learn.dls.device.type != "cuda" and type(mixed) is MixedPrecision):  # fastai's does nothing there
         return None
     return torch.bfloat16 if mixed.amp_mode is AMPMode.BF16 else torch.float16
-
-
-def _shapes(module: nn.Module) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in module.state_dict().items()}
-
-
-def _plain(value: Any) -> Any:
-    """Lists, dicts, numbers and tensors alone, which torch.load takes without running code."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, L)):
-        return [_plain(v) for v in value]
-    return value.item() if isinstance(value, np.generic) else value

@@ -198,7 +198,9 @@ def normalisation(dls) -> Stats | None:
 
 
 def load_teacher(folder: Path, data, **options: Any) -> Teacher:
-    """The network of a finished run, from its record and weights; it is made when it first has to answer. `options` are Teacher's.
+    """The network of a finished run, from its record and weights; it is made when it first has to answer.
+
+    `options` are Teacher's.
 
     `data` is the student's ImageData: a teacher whose classes differ in number, name or order raises a KdfastError.
     """
