@@ -84,7 +84,7 @@ class Plan:
         paths = []
         for name, study in self.studies.items():
             paths += [f"build/{self.kind}/{name}/{question}/numbers.tex" for question in questions(study)]
-            if study.tuned_by and study.tuned_by in published():
+            if study.tuned_by and study.tuned_by in published() and not unpublished(study.tuned_by):
                 paths.append(f"build/published/{study.tuned_by}/tuning/numbers.tex")
         return list(dict.fromkeys(paths))
 
@@ -130,14 +130,19 @@ def plan(names: list[str], records: str) -> Plan:
     runs = {run.folder_name: run for study in studies.values() for run in study.runs()}
     made = Plan(studies, records, runs if records == "runs" else {})
     for name in names if records == "published" else []:
-        wanted = made.records(name, records)
-        missing = [path for path in wanted if not Path(path).is_file()]
+        missing = unpublished(name)
         if missing:
             raise KdfastError(
-                f"study {name} has {len(missing)} of its {len(wanted)} records unpublished, {missing[0]} for "
+                f"study {name} has {len(missing)} of its {len(studies[name].runs())} records unpublished, {missing[0]} for "
                 f"one: run make reproduce STUDY={name}, then make publish STUDY={name}"
             )
     return made
+
+
+def unpublished(study: str) -> list[str]:
+    """Paths of the records that a study asks for and that are not published."""
+    paths = [record_path(run, study, "published") for run in study_named(study).runs()]
+    return [path for path in paths if not Path(path).is_file()]
 
 
 def published() -> list[str]:
