@@ -4,16 +4,18 @@ PYTHON ?= python3.11
 # cpu, cu130, … take torch from PyTorch's own index; empty: from PyPI (with CUDA on Linux, several GB)
 TORCH_BACKEND ?=
 RERUN ?=
+CLEAR ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+BENCH := fasterai==0.4.1 torch-pruning==1.6.1 einops==0.8.2
 TEX := texlive-latex-recommended texlive-latex-extra texlive-science latexmk lmodern
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # uv installs in parallel; it takes pip's extra places to look for packages with it
 UV := UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: help reproduce paper publish status test lint clean env tex
+.PHONY: help reproduce paper publish status knowledge test bench lint clean env tex
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -32,6 +34,13 @@ publish: env ## copy your records of STUDY to experiments/results/<study>/ for c
 
 status: env ## list the runs of STUDY: done, made by other code, failed or missing
 	@$(BIN)/python -m kdfast status --study $(STUDY)
+
+knowledge: env ## list what is stored of teachers' answers; CLEAR=1 removes it
+	@$(BIN)/python -m kdfast knowledge $(if $(CLEAR),--clear)
+
+bench: env ## measure what distillation costs here, on a quiet machine (half an hour); results go to benchmarks/results/
+	@$(UV) --no-deps $(BENCH)
+	@for name in step memory loader options method_cost amortise grid; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 test: ## run the test suite (10 minutes at most on 2 cores)
 	@$(MAKE) --no-print-directory -j2 env tex

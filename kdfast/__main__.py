@@ -1,4 +1,4 @@
-"""`python -m kdfast reproduce|paper|publish|status`: what the Makefile's targets call."""
+"""`python -m kdfast reproduce|paper|publish|status|knowledge`: what the Makefile's targets call."""
 
 import argparse
 import sys
@@ -15,8 +15,12 @@ def main(argv: list[str] | None = None) -> int:
         "paper": "build build/paper.pdf from the published records; trains nothing",
         "publish": "copy your records of a study to experiments/results/<study>/",
         "status": "list a study's runs as done, made by other code, failed or missing",
+        "knowledge": "list what is stored of teachers' answers",
     }.items():
         command = commands.add_parser(name, help=what, description=what)
+        if name == "knowledge":
+            command.add_argument("--clear", action="store_true", help="remove it; runs compute anew what they need")
+            continue
         command.add_argument("--study", default="" if name == "paper" else "digits")
         if name == "reproduce":
             command.add_argument("--rerun", action="store_true", help="retrain the runs made by other code")
@@ -33,6 +37,9 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     if args.command == "status":
         workflow.show_status(args.study)
+        return 0
+    if args.command == "knowledge":
+        workflow.show_knowledge(args.clear)
         return 0
     if args.command == "publish":
         print(f"{workflow.publish(args.study)} records copied to {workflow.RESULTS / args.study}: commit them")

@@ -227,6 +227,23 @@ def show_status(study: str) -> None:
         console.print(f"make reproduce STUDY={study} RERUN=1 retrains the runs made by other code")
 
 
+def show_knowledge(clear: bool = False) -> None:
+    """Print what is stored of teachers' answers, what was used longest ago first; or remove it."""
+    from kdfast.store import Store, store_folder
+
+    store = Store(store_folder("runs"))
+    if clear:
+        print(f"{store.clear()} entries removed from {store.folder}")
+        return
+    found = store.report()
+    table = Table(title=f"{store.folder}: {found.MB.sum():.1f} MB of at most {store.limit / 1e6:,.0f}", title_justify="left")
+    for column, justify in {"teacher, data, part": "left", "views": "right", "MB": "right", "last used": "left"}.items():
+        table.add_column(column, justify=justify)
+    for row in found.itertuples():
+        table.add_row(row.name, str(row.parts), f"{row.MB:.2f}", f"{row.used:%Y-%m-%d %H:%M}")
+    Console().print(table)
+
+
 def forget_outdated(study: str) -> int:
     """Remove the records made by other code, so that their runs are trained again; returns how many."""
     outdated = [run for run, state in states(study).items() if state == "other code"]

@@ -177,3 +177,47 @@ def test_a_crop_is_a_window_of_the_padded_image():
     for number in range(10):
         view = augment(image, torch.tensor([number]))[0, 0]
         assert any(torch.equal(view, window) for window in windows)
+
+
+def shown(dls, epochs=2):
+    """Pixels, labels and image numbers of some epochs' batches."""
+    seen = []
+    for epoch in range(epochs):
+        dls.train.augment.view = dls.train.augment.of_epoch(epoch)
+        for x, y in dls.train:
+            seen.append((x, y, dls.train.shown))
+    return seen
+
+
+def test_batches_are_the_same_whatever_the_number_of_workers(digits):
+    def batches(workers):
+        dls = dataloaders(digits, 64, "crop+flip", seed=3)
+        train = dls.train.new(num_workers=workers)
+        train.rng.seed(7)
+        dls.loaders[0] = train
+        return shown(dls)
+
+    here, elsewhere = batches(0), batches(2)
+    assert len(here) == 22
+    for (x, y, numbers), (other_x, other_y, other_numbers) in zip(here, elsewhere, strict=True):
+        assert torch.equal(x, other_x) and torch.equal(y, other_y) and torch.equal(numbers, other_numbers)
+
+
+def test_a_batchs_images_are_known_by_number_and_can_be_shown_again(digits):
+    dls = dataloaders(digits, 64, "crop+flip", seed=3)
+    for epoch, (x, y, numbers) in zip([0] * 11 + [1] * 11, shown(dls), strict=True):
+        assert torch.equal(digits.labels[numbers], y)
+        assert torch.equal(dls.train.images(numbers, view=epoch), x)
+
+
+def test_numbers_stay_right_when_another_pass_begins_within_one(digits):
+    dls = dataloaders(digits, 64)
+    for _, y in dls.train:
+        assert torch.equal(digits.labels[dls.train.shown], y)
+        dls.train.one_batch()
+
+
+def test_recycled_views_come_round_again():
+    augment = Augment.named("crop", 8, seed=0, views=3)
+    assert [augment.of_epoch(e) for e in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+    assert [Augment.named("crop", 8, seed=0).of_epoch(e) for e in (0, 5)] == [0, 5]

@@ -18,12 +18,20 @@ SMALL = {
 def test_equal_parameters_give_one_id_and_any_change_another():
     base = {"student": "mini_resnet_xs", "seed": 1}
     assert Run(**base).id == Run(**base, dataset="digits", epochs=40, lr=0.01, image_size=8).id
-    changes = [{"seed": 2}, {"lr": 0.02}, {"epochs": 41}, {"batch_size": 32}, {"image_size": 16}, {"augment": "crop"}]
+    changes = [{"views": 2}, {"view_seed": 0}, {"precision": "bfloat16"}, {"compile": True}, {"channels_last": True}, {"seed": 2}, {"lr": 0.02}, {"epochs": 41}, {"batch_size": 32}, {"image_size": 16}, {"augment": "crop"}]
     assert len({Run(**base | change).id for change in changes} | {Run(**base).id}) == len(changes) + 1
 
 
 def test_ids_stay_what_they_were():  # published records and users' runs are found by them
     assert Run(student="mini_resnet_xs").id == "mini_resnet_xs.plain.s0-e11e6736"
+
+
+def test_a_study_stores_what_its_teachers_say_unless_told_otherwise():
+    distilled = Study(**SMALL).distilled_runs()
+    assert {(run.knowledge, run.fallback) for run in distilled} == {("float16", True)}
+    assert {run.knowledge for run in Study(**SMALL).plain_runs()} == {"live"}
+    live = Study(**SMALL | {"knowledge": "live", "fallback": False, "views": 4}).distilled_runs()
+    assert {(run.knowledge, run.fallback, run.views) for run in live} == {("live", False, 4)}
 
 
 def test_four_and_four_point_nought_are_one_temperature():

@@ -146,3 +146,20 @@ def test_a_plateau_is_less_than_a_percent_over_the_last_tenth():
     assert plateau([*before, 1.0, 1.0, 0.995])["reached"]
     assert not plateau([*before, 1.0, 1.0, 0.985])["reached"]
     assert plateau([*before, 1.0, 1.0, 1.2])["reached"]  # rising is no progress either
+
+
+@pytest.mark.parametrize("options", [{"precision": "bfloat16"}, {"compile": True}], ids=["bfloat16", "compile"])
+def test_options_of_speed_train_nearly_the_same_network_and_a_plain_state(tmp_path, options):
+    plain = finish(Experiment({"student": "mini_resnet_s", "epochs": 2}, tmp_path))
+    other = finish(Experiment({"student": "mini_resnet_s", "epochs": 2, **options}, tmp_path))
+    assert other.model["weights_sha256"] != plain.model["weights_sha256"] or options.get("compile")
+    assert other.last["test"]["nll"] == pytest.approx(plain.last["test"]["nll"], rel=0.05)
+    assert other.model["weights_bytes"] == plain.model["weights_bytes"]
+
+
+def test_a_cpu_refuses_float16_and_a_compiled_network_a_method_of_features(runs):
+    student = {"student": "mini_resnet_xs", "epochs": 1, "teacher": "mini_resnet_s"}
+    for more, said in (({"precision": "float16", "method": "kd"}, "needs a CUDA device: use bfloat16"),
+                       ({"compile": True, "method": "at"}, "set compile to false")):  # fmt: skip
+        with pytest.raises(KdfastError, match=said):
+            finish(Experiment(student | more, runs))

@@ -88,6 +88,28 @@ def test_every_run_leaves_record_weights_predictions_and_executed_notebook(check
         assert names == {"record.json", "weights.safetensors", "predictions.npz", "experiment.ipynb"}
 
 
+def test_answers_of_each_teacher_were_stored_once_for_all_its_students(checkout, finished):
+    stored = list((checkout / "runs" / ".knowledge").rglob("*.safetensors"))
+    assert len(stored) == 2 * 2 * 2  # two teachers, two seeds, train and test
+    said = kdfast(checkout, "knowledge")
+    assert "mini_plain_s.digits.train" in said and "MB of at most 20,000" in said
+
+
+def test_the_longest_runs_start_first_and_teachers_before_their_students(checkout, finished):
+    code = """
+import json
+from kdfast.workflow import plan
+made = plan(["small"], "runs")
+print(json.dumps({folder: [place, made.runs[folder].teacher] for folder, place in made.priorities.items()}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True, check=True)
+    places = {folder.split("/")[1]: value for folder, value in json.loads(done.stdout).items()}
+    assert all(places[teacher][0] > place for place, teacher in places.values() if teacher)
+    assert min(p for run, (p, _) in places.items() if ".plain." in run and "_s." in run) > places[
+        next(run for run in places if run.startswith("mini_resnet_xs.plain"))
+    ][0]
+
+
 def test_students_learned_from_the_teacher_of_their_seed(checkout, finished):
     for path in (checkout / "runs" / "digits").glob("*.kd.*/record.json"):
         record = json.loads(path.read_text())
