@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="leave the copy of the checkout with its runs here")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an ordinary shell has compiled modules at hand
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as temporary:
         root = checkout(args.keep or Path(temporary) / "checkout")

@@ -140,7 +140,7 @@ def plain_table(plain: pd.DataFrame) -> pd.DataFrame:
 
 
 def cost_table(distilled: pd.DataFrame, plain: pd.DataFrame) -> pd.DataFrame:
-    """Sizes and training times of every pair; times are medians over seeds, in seconds."""
+    """Sizes and training times of every pair; times are medians over seeds, in seconds, the teacher's part a share of all."""
     alone = plain.groupby("student").training_s.median()
     rows = [
         {
@@ -150,6 +150,7 @@ def cost_table(distilled: pd.DataFrame, plain: pd.DataFrame) -> pd.DataFrame:
             "alone (s)": f"{alone[student]:.1f}",
             "distilled (s)": f"{cell.training_s.median():.1f}",
             "ratio": f"{cell.training_s.median() / alone[student]:.2f}",
+            "teacher's part (\\%)": f"{100 * cell.teacher_s.sum() / cell.training_s.sum():.1f}",
         }
         for (student, teacher), cell in distilled.groupby(["student", "teacher"])
     ]
@@ -157,15 +158,20 @@ def cost_table(distilled: pd.DataFrame, plain: pd.DataFrame) -> pd.DataFrame:
 
 
 def cost_sentence(distilled: pd.DataFrame, plain: pd.DataFrame) -> str:
-    """The range of the training-time ratios and what training the teachers cost beside it."""
+    """The range of the training-time ratios, the teacher's part, and what training the teachers cost beside it."""
     if distilled.empty:
         return "This study distils nothing, so there is no cost to compare."
     alone = plain.groupby("student").training_s.median()
     ratio = distilled.groupby(["student", "teacher"]).training_s.median() / alone
     teachers = plain[plain.student.isin(distilled.teacher)].groupby("student").training_s.median()
+    live = (distilled.knowledge == "live").sum()
+    source = "a live teacher" if live == len(distilled) else "stored answers of the teacher"
+    mixed = f" (a live teacher in {live} of {len(distilled)} runs)" if 0 < live < len(distilled) else ""
     return (
-        f"Training with a live teacher took {ratio.min():.2f} to {ratio.max():.2f} times as long as training the student "
-        f"alone (median over seeds), {ratio.median():.2f} times in the median pair. The teacher has to be trained first, "
+        f"Training with {source}{mixed} took {ratio.min():.2f} to {ratio.max():.2f} times as long as training the student "
+        f"alone (median over seeds), {ratio.median():.2f} times in the median pair. Asking the teachers was "
+        f"{100 * distilled.teacher_s.sum() / distilled.training_s.sum():.1f}\\,\\% of the distilled runs' training time. "
+        "The teacher has to be trained first, "
         f"which took {teachers.min():.1f} to {teachers.max():.1f} seconds against {alone[distilled.student.unique()].min():.1f} "
         f"to {alone[distilled.student.unique()].max():.1f} for a student alone. Several runs shared the machine, so that "
         "seconds are indicative and only ratios are compared. Inference is unchanged by distillation: what a student saves "

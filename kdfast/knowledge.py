@@ -130,13 +130,12 @@ class Knowledge:
                     if not mine:
                         continue
                     if self.store.read(self.key, _part(view)) is None:  # nor has it come in the meantime
-                        self.store.write(self.key, _part(view), self._compute(view))
+                        self.made = view, self._compute(view)
+                        self.store.write(self.key, _part(view), self.made[1])
                     return True
             except OSError as error:
-                why = f"{type(error).__name__}: {error.strerror or error}"
-                warnings.warn(
-                    f"knowledge cannot be stored in {self.store.folder} ({why}): this run goes on without", stacklevel=2
-                )
+                why, folder = error.strerror or str(error), self.store.folder
+                warnings.warn(f"knowledge cannot be stored in {folder} ({why}): this run computes its own", stacklevel=2)
                 self.store = None
                 return True
         return False

@@ -1,15 +1,18 @@
 """docs/methods.md from the registry: `python -m kdfast.methods_doc` writes it, a test keeps it fresh."""
 
 import inspect
+import json
 import re
 import sys
 from pathlib import Path
 
 from kdfast import losses, methods  # noqa: F401  registers
+from kdfast.knowledge import FIELDS
 from kdfast.method import _REGISTRY, Method
 from kdfast.provenance import ROOT
 
 PAGE = ROOT / "docs" / "methods.md"
+COSTS = ROOT / "benchmarks" / "results" / "method_cost.json"
 TAPS = {
     "logits": "logits", "stages": "maps of the stages", "pre_relu": "maps of the stages before their ReLU", "last": "last map",
     "pooled": "pooled features", "cam": "class activation maps",
@@ -28,6 +31,10 @@ epochs.
 
 `B` batch, `C` classes, `z` logits, `p = softmax(z/T)`, `s`/`t` student/teacher, `y` target class, `f` features.
 
+A method that taps logits and pooled features alone can be taught from stored answers (`knowledge: float16`), which costs
+next to nothing; the others need a live teacher. The last column is a step with a live teacher over a step without one:
+{costs}.
+
 Stages are found by resolution in convolutional nets, the last output at each, and by depth in transformers; they are
 paired from the deepest. `Distill(teacher, method, stages=[…], teacher_stages=[…])` names them instead, by module path.
 """
@@ -36,12 +43,24 @@ paired from the deepest. `Distill(teacher, method, stages=[…], teacher_stages=
 def page() -> str:
     """The whole page: an overview and a section a method."""
     classes = [_REGISTRY[name] for name in _REGISTRY if _REGISTRY[name].__module__ == "kdfast.methods"]
-    rows = ["| name | class | taps | trains | weight | ce |", "|---|---|---|---|---|---|"]
+    measured = json.loads(COSTS.read_text())
+    costs = {row["method"]: row["/ plain"] for row in measured["rows"]}
+    rows = ["| name | class | taps | trains | weight | ce | stored | × step |", "|---|---|---|---|---|---|---|---|"]
     for cls in classes:
         weight, ce = _weights(cls)
         taps = ", ".join(TAPS[tap] for tap in cls.taps) + (", targets" if cls().targets else "")
-        rows.append(f"| `{cls.name}` | `{_class(cls)}` | {taps} | {cls.trains or '–'} | {weight} | {ce} |")
-    return "\n".join([HEAD, *rows, *map(_section, classes)]) + "\n"
+        stored = "yes" if set(cls.taps) <= FIELDS else "–"
+        cells = [f"`{cls.name}`", f"`{_class(cls)}`", taps, cls.trains or "–", weight, ce, stored, f"{costs[cls.name]:.2f}"]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join([HEAD.replace("{costs}", _costs(measured)), *rows, *map(_section, classes)]) + "\n"
+
+
+def _costs(measured: dict) -> str:
+    s = measured["settings"]
+    return (
+        f"{s['student']} taught by {s['teacher']}, {s['size'] or 8} pixels, batches of {s['batch_size']}, one thread of "
+        f"{measured['hardware']['processor']}, `python -m benchmarks.method_cost`"
+    )
 
 
 def _section(cls: type[Method]) -> str:

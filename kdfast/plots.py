@@ -162,6 +162,31 @@ def forest(gains: pd.DataFrame) -> Figure:
     return figure
 
 
+def growth(amortise: dict) -> Figure:
+    """Cost of n distilled runs over that of n runs without a teacher, measured (points) and modelled (lines).
+
+    `amortise`: the results of benchmarks/amortise.py. Model: every run costs a plain one, and the teacher is paid in every
+    run (live) or once (stored).
+    """
+    rows, s = pd.DataFrame(amortise["rows"]), amortise["settings"]
+    n = np.geomspace(1, rows.runs.max(), 200)
+    models = {"live": np.full_like(n, s["live_teacher_s"]), "stored": s["stored_teacher_s"] / n}
+    figure, axis = plt.subplots(figsize=(0.62 * COLUMN, 2.4))
+    axis.axhline(1, color="0.35", linestyle="--", linewidth=1)
+    for (kind, taught), colour, marker in zip(models.items(), sns.color_palette("colorblind"), MARKERS, strict=False):
+        axis.plot(n, 1 + taught / s["plain_s"], color=colour, linewidth=1)
+        y = rows[f"{kind} (s)"] / rows["plain (s)"]
+        axis.plot(rows.runs, y, marker, color=colour, markersize=5)
+        axis.annotate(f"{kind} teacher" if kind == "live" else "stored answers", (rows.runs.iloc[-1], y.iloc[-1]), (-2, 6),
+                      textcoords="offset points", ha="right", fontsize=8, color=colour)  # fmt: skip
+    axis.set(xscale="log", xlabel="distilled runs of one teacher", ylabel="cost / cost without a teacher")
+    axis.set_xticks(rows.runs, [str(k) for k in rows.runs])
+    axis.minorticks_off()
+    axis.set_ylim(bottom=0)
+    sns.despine(figure)
+    return figure
+
+
 def save(figure: Figure, path: Path) -> None:
     """A vector PDF with the same bytes for the same figure."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,14 @@
-"""`python -m kdfast.readme`: the README's results and figure, written from the published records of digits.
+"""`python -m kdfast.readme`: the README's results, figures and measurements, from published records and benchmarks.
 
-A test holds the README against the records.
+A test holds the README against them.
 """
 
 from pathlib import Path
 
-from kdfast import findings, plots, report, stats
+from kdfast import findings, measured, plots, report, stats
+from kdfast.workflow import BENCHMARKS
 
-START, END = "<!-- results: written by python -m kdfast.readme -->\n", "<!-- end of results -->"
+MARKS = "<!-- {}: written by python -m kdfast.readme -->\n", "<!-- end of {} -->"
 
 
 def plain_text(tex: str) -> str:
@@ -19,6 +20,7 @@ def results() -> str:
     """The findings of digits as Markdown."""
     _, records, runs = report.load("digits", "published")
     plain, distilled = runs[runs.teacher.isna()], stats.gains(runs)
+    methods = stats.gains(report.load("digits_methods", "published")[2])
     lines = [
         "- **Same architecture.** " + findings.family_sentence(distilled[distilled.pair == "same"], "same-architecture"),
         "- **Cross architecture.** " + findings.family_sentence(distilled[distilled.pair == "cross"], "cross-architecture"),
@@ -26,6 +28,7 @@ def results() -> str:
         "- **Better teachers?** " + findings.better_teacher(distilled),
         "- **Students above teachers?** " + findings.beats_teacher(distilled),
         "- **Cost.** " + findings.cost_sentence(distilled, plain),
+        "- **Methods** (study digits_methods). " + findings.methods_sentence(methods),
     ]
     machine = records[0].hardware
     made = (
@@ -35,14 +38,31 @@ def results() -> str:
     return plain_text("\n".join([made, "", *lines, ""]))
 
 
+def measurements() -> str:
+    """What the benchmarks measured beside what was asked for, as Markdown."""
+    found = measured.load(BENCHMARKS)
+    return f"{plain_text(measured.machine(found))}:\n\n{measured.readme(found)}"
+
+
+def blocks() -> dict[str, str]:
+    """What stands between the README's marks, marks included, by name."""
+    made = {"results": results(), "measurements": measurements()}
+    return {name: MARKS[0].format(name) + text + MARKS[1].format(name) for name, text in made.items()}
+
+
 def main() -> None:
     readme = Path("README.md")
-    before, _, rest = readme.read_text().partition(START)
-    readme.write_text(before + START + results() + END + rest.partition(END)[2])
+    text = readme.read_text()
+    for name, block in blocks().items():
+        before, _, rest = text.partition(MARKS[0].format(name))
+        text = before + block + rest.partition(MARKS[1].format(name))[2]
+    readme.write_text(text)
     plots.use_paper_style()
     _, _, runs = report.load("digits", "published")
     figure = plots.teacher_against_student(stats.gains(runs), runs[runs.teacher.isna()])
     figure.savefig("docs/digits.png", dpi=160, metadata={"Software": None})
+    figure = plots.growth(measured.load(BENCHMARKS)["amortise"])
+    figure.savefig("docs/growth.png", dpi=160, metadata={"Software": None})
 
 
 if __name__ == "__main__":

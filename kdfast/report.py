@@ -107,6 +107,7 @@ def describe(section: Section, study: Study, records: list[Record], runs: pd.Dat
     section.text("weight-decay", _range(runs.weight_decay, "g"))
     section.text("lr", _range(runs.lr, "g"))
     section.text("methods", tex(_methods(runs)))
+    section.text("knowledge", _knowledge(runs))
     section.number("plateau", int(runs.plateau_reached.sum()))
     section.number("cpu-minutes", runs.total_s.sum() / 60, ".1f")
     machines = sorted({f"{r.hardware['processor']} ({r.hardware['device']}, {r.hardware['threads']} thread(s) a run, "
@@ -122,6 +123,19 @@ def describe(section: Section, study: Study, records: list[Record], runs: pd.Dat
 def _range(values: pd.Series, form: str) -> str:
     distinct = sorted(values.unique())
     return f"{distinct[0]:{form}}" + (f" to {distinct[-1]:{form}}" if len(distinct) > 1 else "")
+
+
+def _knowledge(runs: pd.DataFrame) -> str:
+    """How the teachers' answers were had, and in how many runs each way where there are several."""
+    words = {
+        "live": "computed anew in every step",
+        "float32": "computed once and stored exactly, in 32 bits",
+        "float16": "computed once and stored in 16 bits",
+    }
+    counts = runs[runs.method != "plain"].knowledge.fillna("live").value_counts()
+    if len(counts) < 2:
+        return words[counts.index[0]] if len(counts) else "not needed"
+    return "; ".join(f"{words[source]} in {n} runs" for source, n in counts.items())
 
 
 def _methods(runs: pd.DataFrame) -> str:
@@ -169,7 +183,12 @@ def _inputs(numbers: list[Path], date: str) -> str:
     """What paper.tex reads first: every number, the newest record's date, which studies compare and which tune."""
     found = [(path.parent.parent.name, path.parent.name) for path in numbers]
     lines = [f"\\newcommand{{\\kddate}}{{{date}}}", *(f"\\input{{{path.as_posix()}}}" for path in numbers)]
-    for command, question in {"kdstudies": "all_pairs", "kdmethods": "methods", "kdtuning": "tuning"}.items():
+    for command, question in {
+        "kdstudies": "all_pairs",
+        "kdmethods": "methods",
+        "kdtuning": "tuning",
+        "kdbenchmarks": "teacher_cost",
+    }.items():
         lines.append(f"\\newcommand{{\\{command}}}{{{','.join(study for study, asked in found if asked == question)}}}")
     return "\n".join(lines) + "\n"
 

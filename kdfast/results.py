@@ -84,7 +84,7 @@ def tidy(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def _row(r: Record) -> dict[str, Any]:
-    p, t = r.parameters, r.teacher or {}
+    p, t, k = r.parameters, r.teacher or {}, r.knowledge or {}
     return {
         "id": r.id,
         "dataset": r.data["name"],
@@ -105,6 +105,8 @@ def _row(r: Record) -> dict[str, Any]:
         "best_epoch": r.best["epoch"],
         "best_valid_nll": r.best["valid"]["nll"],
         "plateau_reached": r.plateau["reached"],
+        "knowledge": k.get("source"),
+        "teacher_s": k.get("teacher_s", float("nan")),
         "training_s": r.time["training"],
         "evaluation_s": r.time["evaluation"],
         "total_s": r.time["total"],

@@ -39,7 +39,7 @@ def socket_path() -> Path:
 
     # Installing any package, torch say, changes the folder of packages. A hash seed holds from Python's start on, and
     # a SLURM job takes the processes that it started with it.
-    sources = [HERE / f"{name}.py" for name in ("warm", "warm_server", "_torchvision")]
+    sources = [HERE / f"{name}.py" for name in ("warm", "warm_server", "warm_engine", "_torchvision")]
     changes = [os.stat(file).st_mtime_ns for file in (*sources, *site.getsitepackages())]
     fixed = [os.environ.get(name) for name in ("PYTHONHASHSEED", "SLURM_JOB_ID")]
     key = sha256(repr((sys.executable, sys.prefix, str(HERE), changes, fixed)).encode()).hexdigest()[:16]
@@ -142,6 +142,12 @@ class Forked:
     def abandon(self) -> None:
         """End it as the caller's own death would, and still learn its exit code."""
         self._server.shutdown(socket.SHUT_WR)
+
+
+def prepare() -> None:
+    """Have a server begin its imports now, for those who will call soon."""
+    path = socket_path()
+    (connect(path) or start_server(path)).close()
 
 
 def run(argv: list[str]) -> int:

@@ -31,10 +31,13 @@ PRELOADED = (
     "fastai.vision.all",
     "matplotlib.pyplot",
     "pandas",
+    "sklearn.datasets",
     "sklearn.metrics",
+    "sklearn.model_selection",
     "scipy.stats",
     "safetensors.torch",
-    "pydantic",
+    "pydantic.json_schema",  # and with it what pydantic imports only when asked
+    "filelock",
     "threadpoolctl",
     "tabulate",  # torch imports it when Python exits
     "click",
@@ -220,10 +223,17 @@ def prepare_libraries(pools: Any, cpus: int) -> None:
 
 
 def prepare_kernel() -> None:
-    """Settle what fastai and pandas settle at their import: that what they show, they show in a notebook."""
+    """Settle what fastai and pandas settle at their import: that what they show, they show in a notebook.
+
+    And leave out what ipykernel does at its end: it stops the thread to which another may be writing, which then both
+    wait for ever. This process ends right after, and its sockets with it.
+    """
     import pandas as pd
     from fastai.callback import progress
     from fastprogress.fastprogress import NBMasterBar, NBProgressBar
+    from ipykernel.kernelapp import IPKernelApp
+
+    IPKernelApp.close = lambda self: None
 
     progress.master_bar, progress.progress_bar = NBMasterBar, NBProgressBar
     pd.set_option("display.max_columns", 20)

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from kdfast import warm
 from kdfast.errors import KdfastError
 from kdfast.progress import run_with_progress
 from kdfast.provenance import code_hash
@@ -21,6 +22,7 @@ from kdfast.study import Run, Study, load_study
 
 STUDIES = Path("experiments/studies")
 RESULTS = Path("experiments/results")
+BENCHMARKS = Path("benchmarks/results")
 COSTS = Path("build/costs.json")  # operations of an image's forward, by network
 
 
@@ -86,6 +88,8 @@ class Plan:
             paths += [f"build/{self.kind}/{name}/{question}/numbers.tex" for question in questions(study)]
             if study.tuned_by and study.tuned_by in published() and not unpublished(study.tuned_by):
                 paths.append(f"build/published/{study.tuned_by}/tuning/numbers.tex")
+        if BENCHMARKS.is_dir():
+            paths.append(f"build/{self.kind}/benchmarks/teacher_cost/numbers.tex")
         return list(dict.fromkeys(paths))
 
     @property
@@ -103,7 +107,12 @@ class Plan:
 
     @property
     def analysis_code(self) -> list[str]:
-        return [f"kdfast/{name}.py" for name in ("results", "stats", "plots", "report", "findings")]
+        return [f"kdfast/{name}.py" for name in ("results", "stats", "plots", "report", "findings", "measured")]
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """The benchmarks' results."""
+        return sorted(map(str, BENCHMARKS.glob("*.json")))
 
 
 def _operations(run: Run, flops: dict[str, int]) -> float:
@@ -152,14 +161,14 @@ def published() -> list[str]:
 
 def snakemake(studies: list[str], records: str, extra: list[str]) -> int:
     """Run Snakemake over these studies, with a lock on the checkout; returns its exit code."""
-    for name in studies:
-        study = study_named(name)
-        if records == "runs":
-            study.check_names()
     if not studies:
         raise KdfastError(f"no study has published records in {RESULTS}: make reproduce, then make publish")
     if records == "runs":
-        estimate_costs(map(study_named, studies))
+        wanted = [study_named(name) for name in studies]
+        warm.prepare()  # it imports what the runs need while the names are checked here
+        for study in wanted:
+            study.check_names()
+        estimate_costs(wanted)
     planned = plan(studies, records)
     Path("build").mkdir(exist_ok=True)
     with open("build/.lock", "w") as lock:

@@ -61,8 +61,10 @@ def finish(experiment):
 
 
 def copy_checkout(target: Path) -> Path:
-    """What a workflow needs of this checkout, elsewhere: sources, notebooks, studies and paper, without runs and results."""
+    """What a workflow needs of this checkout, elsewhere: sources, notebooks, studies, paper and what was measured, without runs
+    and their records."""
     for part in ("kdfast", "experiments", "analysis", "paper"):
         shutil.copytree(ROOT / part, target / part, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    shutil.copytree(ROOT / "benchmarks" / "results", target / "benchmarks" / "results")
     shutil.copy(ROOT / "pyproject.toml", target)
     return target

@@ -3,6 +3,7 @@
 import subprocess
 import warnings
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 
 import pytest
@@ -80,14 +81,26 @@ def test_without_chunks_of_one_size_the_bits_differ_somewhere(data, tmp_path):
     assert torch.allclose(loose.outputs(few).logits, loose.outputs((x,)).logits[:3], atol=1e-5)
 
 
-@pytest.mark.parametrize("method", [KD(), DKD(), RKD(), KD() + RKD()], ids=["kd", "dkd", "rkd", "kd+rkd"])
-def test_float16_is_within_its_rounding_of_live(data, tmp_path, method):
+@pytest.mark.parametrize("dtype, error", [("float32", 0), ("float16", 2**-11)])
+def test_stored_logits_and_features_are_the_live_ones_up_to_rounding(data, tmp_path, dtype, error):
     teacher = Teacher(network("mini_resnet_s"), chunk=16)
-    live, _ = trained(data, teacher, method, epochs=1)
-    stored, learn = trained(data, teacher, method, Stored(tmp_path), epochs=1)
-    assert learn.distill.knowledge.tensors["logits"].dtype == torch.float16
-    for name, value in live.items():
-        assert torch.allclose(value.float(), stored[name].float(), atol=2e-3), name
+    loader = dataloaders(data, 16, "crop+flip", seed=5).train
+    knowledge = Knowledge(teacher, loader, Stored(tmp_path, dtype), frozenset({"logits", "pooled"}))
+    knowledge.open(view=3)
+    index = data.splits["train"][[5, 0, 17, 8]]
+    stored = knowledge.outputs(index)
+    live = teacher.outputs((loader.images(index, view=3),), knowledge.taps)
+    assert stored.logits.shape == (4, 3) and stored.pooled.shape == (4, 16) and stored.logits.dtype == torch.float32
+    assert torch.allclose(stored.logits, live.logits, rtol=error, atol=0)
+    assert torch.allclose(stored.pooled, live.pooled, rtol=error, atol=0)
+
+
+@pytest.mark.parametrize("method", [DKD(), RKD(), KD() + RKD()], ids=["dkd", "rkd", "kd+rkd"])
+def test_methods_of_targets_and_features_train_as_with_a_live_teacher(data, tmp_path, method):
+    teacher = Teacher(network("mini_resnet_s"), chunk=16)
+    live, _ = trained(data, teacher, method)
+    stored, learn = trained(data, teacher, method, Stored(tmp_path, "float32"))
+    assert equal(live, stored) and learn.distill.knowledge is not None
 
 
 def test_methods_temperatures_and_seeds_share_what_is_stored(data, tmp_path):
@@ -135,18 +148,23 @@ def test_making_the_teacher_does_not_move_the_students_random_numbers(data, tmp_
 
 @pytest.mark.parametrize("change", ["teacher", "data", "augmentation", "view seed", "chunk", "dtype", "fields", "threads"])
 def test_whatever_matters_is_part_of_the_key(data, tmp_path, change):
-    def key(name="mini_resnet_s", seed=1, data=data, augment="crop+flip", view_seed=5, chunk=16, dtype="float16", fields=("logits",)):
+    def key(
+        name="mini_resnet_s", seed=1, data=data, augment="crop+flip", view_seed=5, chunk=16, dtype="float16", fields=("logits",)
+    ):
         loader = dataloaders(data, 16, augment, view_seed).train
         return Knowledge(Teacher(network(name, seed), chunk=chunk), loader, Stored(tmp_path, dtype), frozenset(fields)).key
 
     labels = data.labels.clone()
     labels[0] = 2
-    from dataclasses import replace
-
     changed = {
-        "teacher": {"seed": 2}, "data": {"data": replace(data, labels=labels)}, "augmentation": {"augment": "crop"},
-        "view seed": {"view_seed": 6}, "chunk": {"chunk": 8}, "dtype": {"dtype": "float32"}, "fields": {"fields": ("logits", "pooled")},
-    }  # fmt: skip
+        "teacher": {"seed": 2},
+        "data": {"data": replace(data, labels=labels)},
+        "augmentation": {"augment": "crop"},
+        "view seed": {"view_seed": 6},
+        "chunk": {"chunk": 8},
+        "dtype": {"dtype": "float32"},
+        "fields": {"fields": ("logits", "pooled")},
+    }
     assert key() == key()
     if change == "threads":
         before = key()
@@ -194,7 +212,7 @@ def test_a_store_that_cannot_be_written_changes_nothing_but_the_time(data, tmp_p
 
 
 def one_of_several(job):
-    folder, path, seed = job
+    folder, path = job
     torch.set_num_threads(1)
     data = load_data(path, 32)
     weights, learn = trained(data, Teacher(network("mini_resnet_s"), chunk=16), KD(), Stored(folder), epochs=6)
@@ -204,7 +222,7 @@ def one_of_several(job):
 def test_runs_at_the_same_time_divide_the_work_and_agree(tmp_path):
     path = write_images(tmp_path / "fruit", {"apple": 20, "kiwi": 20, "plum": 20})
     with ProcessPoolExecutor(3, get_context("spawn")) as pool:
-        results = list(pool.map(one_of_several, [(tmp_path / "store", str(path), i) for i in range(3)]))
+        results = list(pool.map(one_of_several, [(tmp_path / "store", str(path))] * 3))
     assert all(equal(results[0][0], weights) for weights, _ in results[1:])
     assert len(list((tmp_path / "store").rglob("*.safetensors"))) == 6
     assert not list((tmp_path / "store").rglob("*.partial"))
@@ -253,7 +271,7 @@ def test_an_unknown_dtype_is_refused():
 
 def test_a_run_says_where_its_teachers_answers_came_from(image_folder, tmp_path):
     def record(**parameters):
-        return finish(Experiment({"dataset": str(image_folder), "image_size": 16, "epochs": 2, **parameters}, tmp_path))
+        return finish(Experiment({"dataset": str(image_folder), "image_size": 16, "epochs": 2, **parameters}, tmp_path / "runs"))
 
     record(student="mini_resnet_s")
     student = {"student": "mini_resnet_xs", "teacher": "mini_resnet_s", "method": "kd"}
@@ -270,12 +288,12 @@ def test_a_run_says_where_its_teachers_answers_came_from(image_folder, tmp_path)
 
 def test_a_teachers_changed_weights_are_not_used(image_folder, tmp_path):
     common = {"dataset": str(image_folder), "image_size": 16, "epochs": 1}
-    teacher = Experiment({**common, "student": "mini_resnet_s"}, tmp_path)
+    teacher = Experiment({**common, "student": "mini_resnet_s"}, tmp_path / "runs")
     finish(teacher)
     weights = teacher.folder / "weights.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    student = Experiment({**common, "student": "mini_resnet_xs", "teacher": "mini_resnet_s", "method": "kd"}, tmp_path)
+    student = Experiment({**common, "student": "mini_resnet_xs", "teacher": "mini_resnet_s", "method": "kd"}, tmp_path / "runs")
     with pytest.raises(KdfastError, match=r"is not what run mini_resnet_s\.plain\.s0-.* wrote"):
         finish(student)

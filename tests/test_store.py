@@ -170,7 +170,7 @@ def test_one_process_makes_a_part_and_a_killed_one_does_not_keep_the_right(store
 def test_the_report_names_what_is_held(store, file):
     store.write(KEY, "view-0001", TENSORS)
     (row,) = store.report().itertuples()
-    assert (row.name, row.parts) == ("teacher.data.train", 2) and row.MB == pytest.approx(2 * file.stat().st_size / 1e6)
+    assert (row.name, row.parts) == ("teacher.data.train", 2) and pytest.approx(2 * file.stat().st_size / 1e6) == row.MB
     assert store.clear() == 1 and store.report().empty
 
 

@@ -18,7 +18,19 @@ SMALL = {
 def test_equal_parameters_give_one_id_and_any_change_another():
     base = {"student": "mini_resnet_xs", "seed": 1}
     assert Run(**base).id == Run(**base, dataset="digits", epochs=40, lr=0.01, image_size=8).id
-    changes = [{"views": 2}, {"view_seed": 0}, {"precision": "bfloat16"}, {"compile": True}, {"channels_last": True}, {"seed": 2}, {"lr": 0.02}, {"epochs": 41}, {"batch_size": 32}, {"image_size": 16}, {"augment": "crop"}]
+    changes = [
+        {"views": 2},
+        {"view_seed": 0},
+        {"precision": "bfloat16"},
+        {"compile": True},
+        {"channels_last": True},
+        {"seed": 2},
+        {"lr": 0.02},
+        {"epochs": 41},
+        {"batch_size": 32},
+        {"image_size": 16},
+        {"augment": "crop"},
+    ]
     assert len({Run(**base | change).id for change in changes} | {Run(**base).id}) == len(changes) + 1
 
 

@@ -2,14 +2,16 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 
 import pytest
 import yaml
-from conftest import copy_checkout
+from conftest import ROOT, copy_checkout
 
 SMALL = {
     "title": "Small & quick_study",
@@ -78,7 +80,7 @@ def test_a_killed_study_is_finished_by_the_same_command_without_retraining_finis
 
 def test_progress_counts_runs_and_names_the_paper(finished):
     _, output = finished
-    assert "10/10" in output and "5/5" in output
+    assert "10/10" in output and "6/6" in output
     assert "build/small/paper.pdf" in output
 
 
@@ -105,9 +107,10 @@ print(json.dumps({folder: [place, made.runs[folder].teacher] for folder, place i
     done = subprocess.run([sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True, check=True)
     places = {folder.split("/")[1]: value for folder, value in json.loads(done.stdout).items()}
     assert all(places[teacher][0] > place for place, teacher in places.values() if teacher)
-    assert min(p for run, (p, _) in places.items() if ".plain." in run and "_s." in run) > places[
-        next(run for run in places if run.startswith("mini_resnet_xs.plain"))
-    ][0]
+    assert (
+        min(p for run, (p, _) in places.items() if ".plain." in run and "_s." in run)
+        > places[next(run for run in places if run.startswith("mini_resnet_xs.plain"))][0]
+    )
 
 
 def test_students_learned_from_the_teacher_of_their_seed(checkout, finished):
@@ -207,3 +210,35 @@ def test_nothing_of_a_killed_study_goes_on(checkout, finished):
     time.sleep(5)
     left = subprocess.run(["pgrep", "-f", "digits/.*s3[012]-"], capture_output=True, text=True).stdout.split()
     assert left == []
+
+
+def readmes_plugin():
+    """The README's example of a method of one's own."""
+    block = re.search(r"\n    # plugins/mse\.py\n((?:    .*\n|\n)+)", (ROOT / "README.md").read_text())[1]
+    return textwrap.dedent(block)
+
+
+def test_the_readmes_method_of_ones_own_works_from_a_study_file_and_from_papermill(tmp_path):
+    root = copy_checkout(tmp_path / "checkout")
+    (root / "plugins").mkdir()
+    (root / "plugins" / "mse.py").write_text(readmes_plugin())
+    write_study(root, SMALL | {"teachers": ["mini_resnet_s"], "methods": [{"name": "kd"}, {"name": "mse"}]}, "mine")
+    kdfast(root, "reproduce", "--study", "mine")
+    answers = root / "build" / "runs" / "mine" / "methods"
+    assert "mse" in (answers / "gains.tex").read_text() and "mse" in (answers / "numbers.tex").read_text()
+    assert (answers / "forest.pdf").is_file() and (root / "build" / "mine" / "paper.pdf").is_file()
+    given = [
+        "student=mini_resnet_xs",
+        "teacher=mini_resnet_s",
+        "method=mse",
+        "method_args={weight: 0.1}",
+        "epochs=2",
+        "explore=False",
+    ]
+    options = [part for pair in given for part in ("-p", *pair.split("=", 1))]
+    notebook = ["papermill", "experiments/experiment.ipynb", "out.ipynb", "-k", "kdfast-warm", "--no-progress-bar", *options]
+    subprocess.run([sys.executable, "-m", "kdfast.warm", *notebook], cwd=root, check=True, capture_output=True)
+    (record,) = (
+        json.loads(p.read_text()) for p in (root / "runs/digits").glob("*.mse.*/record.json") if '"epochs": 2' in p.read_text()
+    )
+    assert record["parameters"]["method_args"] == {"weight": 0.1} and "train_mse" in record["history"]
