@@ -108,7 +108,11 @@ def warm(tmp_path_factory):
     warm.run("--stop")
 
 
-def test_a_forked_kernel_runs_a_notebook_and_shows_what_a_fresh_one_shows(warm):
+ENGINES = pytest.mark.parametrize("engine", ["nbclient", "kdfast-warm"])
+
+
+@ENGINES
+def test_a_forked_kernel_runs_a_notebook_and_shows_what_a_fresh_one_shows(warm, engine):
     call = warm.notebook(
         "seed = 1",
         "import sys; print(seed + 1, 'fastai.vision.all' in sys.modules)",
@@ -116,7 +120,7 @@ def test_a_forked_kernel_runs_a_notebook_and_shows_what_a_fresh_one_shows(warm):
         "import pandas as pd; from fastai.callback.progress import master_bar\n"
         "print(pd.get_option('display.max_columns'), master_bar.__name__)",
     )
-    code, _, err = warm.run(*call.split(), "-p", "seed", "41")
+    code, _, err = warm.run(*call.split(), "--engine", engine, "-p", "seed", "41")
     assert code == 0, err
     _, _, imported, figure, shown = nbformat.read(warm.folder / "out.ipynb", 4).cells
     assert imported.outputs[0].text == "42 True\n"  # parameters arrived, and fastai was there without an import
@@ -124,10 +128,24 @@ def test_a_forked_kernel_runs_a_notebook_and_shows_what_a_fresh_one_shows(warm):
     assert shown.outputs[0].text == "20 NBMasterBar\n"
 
 
-def test_a_failing_notebook_fails_the_client(warm):
-    code, _, err = warm.run(*warm.notebook("seed = 1", "raise ValueError('out of paint')").split())
+@ENGINES
+def test_a_failing_notebook_fails_the_client_and_is_written_with_its_traceback(warm, engine):
+    code, _, err = warm.run(*warm.notebook("seed = 1", "raise ValueError('out of paint')").split(), "--engine", engine)
     assert code == 1
     assert "PapermillExecutionError" in err and "out of paint" in err
+    outputs = [output for cell in nbformat.read(warm.folder / "out.ipynb", 4).cells for output in cell.get("outputs", [])]
+    assert any(output.output_type == "error" and output.evalue == "out of paint" for output in outputs)
+
+
+def test_a_long_notebook_is_written_while_it_runs(warm):
+    call = warm.notebook("seed = 1", "print('begun'); import time; time.sleep(1.5)", "seed", "time.sleep(100)")
+    client = warm.start(*call.split(), "--engine", "kdfast-warm")
+    out = warm.folder / "out.ipynb"
+    out.unlink(missing_ok=True)
+    eventually(lambda: out.is_file() and "begun" in out.read_text())
+    assert client.poll() is None
+    client.kill()
+    client.communicate()
 
 
 @pytest.mark.parametrize(
