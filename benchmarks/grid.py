@@ -63,23 +63,11 @@ def outside(root: Path, times: int) -> list[float]:
     """Seconds of single runs through papermill and a forked kernel, less those of their training and evaluation."""
     left = []
     for seed in range(1000, 1000 + times):
-        command = [sys.executable, "-m", "kdfast.warm", "papermill", "experiments/experiment.ipynb", "build/out.ipynb"]
-        options = [
-            "-k",
-            "kdfast-warm",
-            "--no-progress-bar",
-            "-p",
-            "explore",
-            "False",
-            "-p",
-            "epochs",
-            "5",
-            "-p",
-            "seed",
-            str(seed),
-        ]
+        given = f"-k kdfast-warm --engine kdfast-warm --no-progress-bar -p explore False -p epochs 5 -p seed {seed}"
+        notebook = ["papermill", "experiments/experiment.ipynb", "build/out.ipynb", *given.split()]
+        command, environment = [sys.executable, "-m", "kdfast.warm", *notebook], os.environ | {"OMP_NUM_THREADS": "1"}
         start = time.perf_counter()
-        subprocess.run([*command, *options], cwd=root, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        subprocess.run(command, cwd=root, check=True, capture_output=True, env=environment)
         took = time.perf_counter() - start
         (record,) = (root / "runs" / "digits").glob(f"*.s{seed}-*/record.json")
         seconds = json.loads(record.read_text())["time"]
@@ -102,10 +90,15 @@ def main() -> None:
         single = outside(root, 11)
         loops = alone(args.study, Path(temporary) / "alone")
     row = {
-        "study": args.study, "runs": len(study_named(args.study).runs()), "cores": cores,
-        "wall (s)": wall, "loops alone (s)": loops,
-        "loops side by side / alone": shared / loops, "wall × cores / loops": wall * cores / loops, "outside a run (s)": statistics.median(single),
-    }  # fmt: skip
+        "study": args.study,
+        "runs": len(study_named(args.study).runs()),
+        "cores": cores,
+        "wall (s)": wall,
+        "loops alone (s)": loops,
+        "loops side by side / alone": shared / loops,
+        "wall × cores / loops": wall * cores / loops,
+        "outside a run (s)": statistics.median(single),
+    }
     say("the grid", [row])
     for what, value, limit in (("wall × cores / loops", row["wall × cores / loops"], LIMITS["grid"]),
                                ("seconds outside a run", row["outside a run (s)"], LIMITS["outside (s)"])):  # fmt: skip
