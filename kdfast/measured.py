@@ -98,4 +98,5 @@ def readme(found: dict[str, Results]) -> str:
     rows.append(("seconds of a run outside training and evaluation", grid["outside a run (s)"], wanted["outside (s)"]))
     lines = ["| what | measured | asked for |", "|---|---|---|"]
     lines += [f"| {what} | {value:.2f}{'' if value <= limit else ' (missed)'} | ≤ {limit} |" for what, value, limit in rows]
-    return "\n".join(lines) + "\n"
+    side = f"Runs side by side take {grid['loops side by side / alone']:.2f} times as long as alone, which is in the grid's ratio."
+    return "\n".join([*lines, "", side]) + "\n"
