@@ -61,7 +61,7 @@ class Distill(Callback):
         self.wanted = frozenset(tap for part in self.parts for tap in part.taps)
         self.named, self.stored, self.knowledge = (stages, teacher_stages), stored, None
         self.obstacle: str | None = None  # why the teacher is live although its answers were to be stored
-        self.teacher_s = 0.0  # seconds of the last fit that the teacher took
+        self.teacher_s = 0.0  # seconds of the last fit that the teacher took; on a GPU, to launch
         self.means = {name: _Mean() for name in ["ce", *(part.name for part in self.parts)]}
         self.trained = Trained()
         self.watch = _Watch(self) if self.wanted - {"logits"} else None

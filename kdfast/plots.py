@@ -165,8 +165,8 @@ def forest(gains: pd.DataFrame) -> Figure:
 def growth(amortise: dict) -> Figure:
     """Cost of n distilled runs over that of n runs without a teacher, measured (points) and modelled (lines).
 
-    `amortise`: the results of benchmarks/amortise.py. Model: every run costs a plain one, and the teacher is paid in every
-    run (live) or once (stored).
+    `amortise`: the results of benchmarks/amortise.py. Model: every run costs what a distilled one costs without its teacher,
+    which is paid in every run (live) or once (stored).
     """
     rows, s = pd.DataFrame(amortise["rows"]), amortise["settings"]
     n = np.geomspace(1, rows.runs.max(), 200)
@@ -174,7 +174,7 @@ def growth(amortise: dict) -> Figure:
     figure, axis = plt.subplots(figsize=(0.62 * COLUMN, 2.4))
     axis.axhline(1, color="0.35", linestyle="--", linewidth=1)
     for (kind, taught), colour, marker in zip(models.items(), sns.color_palette("colorblind"), MARKERS, strict=False):
-        axis.plot(n, 1 + taught / s["plain_s"], color=colour, linewidth=1)
+        axis.plot(n, (s["distilled_s"] + taught) / s["plain_s"], color=colour, linewidth=1)
         y = rows[f"{kind} (s)"] / rows["plain (s)"]
         axis.plot(rows.runs, y, marker, color=colour, markersize=5)
         axis.annotate(f"{kind} teacher" if kind == "live" else "stored answers", (rows.runs.iloc[-1], y.iloc[-1]), (-2, 6),
