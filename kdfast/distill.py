@@ -92,7 +92,9 @@ class Distill(Callback):
     def before_fit(self):
         if self.learn.lock.locked():  # validate, get_preds, predict: nothing is trained
             return
-        self.stream, self.met, self.fitted = OwnStream(), False, False
+        # of the adapters, and of whatever is drawn to make a teacher that is made only now: the adapters must not depend on that
+        self.stream, self.teachers_stream = OwnStream(), OwnStream()
+        self.met, self.fitted = False, False
         self.teacher.meet(self.learn)
         self._check_loss()
         self._choose_source()
@@ -118,7 +120,7 @@ class Distill(Callback):
         self.obstacle = self.stored.obstacle(self.learn, self.teacher, self.wanted) if self.stored else None
         if self.obstacle and not self.stored.fallback:
             raise KdfastError(f"stored knowledge does not serve here, for {self.obstacle}: use a live teacher, or fallback=True")
-        with self.stream:
+        with self.teachers_stream:
             if self.stored and not self.obstacle:
                 wanted, shown = self.wanted | {"logits"}, hasattr(self.learn, "progress")
                 self.knowledge = Knowledge(self.teacher, self.learn.dls.train, self.stored, wanted, _autocast(self.learn), shown)
@@ -132,7 +134,7 @@ class Distill(Callback):
         if self.knowledge is not None:
             augment = self.learn.dl.augment
             views = [augment.of_epoch(e) for e in range(self.epoch, self.n_epoch)] if augment else [0]
-            with self.stream:
+            with self.teachers_stream:
                 self.knowledge.open(augment.view if augment else 0, ahead=list(dict.fromkeys(views)))
 
     def before_batch(self):

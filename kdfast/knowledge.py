@@ -86,9 +86,10 @@ class Knowledge:
         """Everything that the answers depend on but the view's number."""
         data, augment, device = self.loader.dataset, self.loader.augment, torch.device(self.loader.device)
         gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-        identity = self.teacher.identity()
+        identity, record = self.teacher.identity(), self.teacher.record
+        who = record.id if record else identity["model"][:40]
         return {
-            "name": f"{identity['model'][:40]}.{data.name}.{data.part}",
+            "name": f"{who}.{data.name}.{data.part}",
             "teacher": identity,
             "data": {"fingerprint": data.fingerprint, "part": data.part, "images": provenance.digest(data.index.numpy())},
             "views": None if augment is None else {k: v for k, v in asdict(augment).items() if k not in ("view", "views")},

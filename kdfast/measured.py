@@ -75,11 +75,10 @@ def growth_sentence(amortise: Results) -> str:
     s, last = amortise["settings"], amortise["rows"][-1]
     live, stored = (last[f"{kind} (s)"] / last["plain (s)"] for kind in ("live", "stored"))
     return (
-        f"A student of {s['epochs']} epochs takes {s['plain_s']:.2f} s alone and {s['distilled_s']:.2f} s with the method's own "
-        f"terms; a live teacher ({tex(s['teacher'])}) adds {s['live_teacher_s']:.2f} s to every run, computing the stored answers "
-        f"{s['stored_teacher_s']:.2f} s to the first. After "
-        f"{last['runs']} runs distillation has cost {live:.2f} times what training without a teacher costs with a live "
-        f"teacher, {stored:.2f} times with stored answers."
+        f"A student of {s['epochs']} epochs takes {s['plain_s']:.2f} s alone and {s['distilled_s']:.2f} s with the method's "
+        f"own terms; a live teacher ({tex(s['teacher'])}) adds {s['live_teacher_s']:.2f} s to every run, computing the stored "
+        f"answers {s['stored_teacher_s']:.2f} s to the first. After {last['runs']} runs distillation has cost {live:.2f} times "
+        f"what training without a teacher costs with a live teacher, {stored:.2f} times with stored answers."
     )
 
 
@@ -99,5 +98,7 @@ def readme(found: dict[str, Results]) -> str:
     rows.append(("seconds of a run outside training and evaluation", grid["outside a run (s)"], wanted["outside (s)"]))
     lines = ["| what | measured | asked for |", "|---|---|---|"]
     lines += [f"| {what} | {value:.2f}{'' if value <= limit else ' (missed)'} | ≤ {limit} |" for what, value, limit in rows]
-    side = f"Runs side by side take {grid['loops side by side / alone']:.2f} times as long as alone, which is in the grid's ratio."
+    side = (
+        f"Runs side by side take {grid['loops side by side / alone']:.2f} times as long as alone, which is in the grid's ratio."
+    )
     return "\n".join([*lines, "", side]) + "\n"

@@ -16,6 +16,7 @@ from fastai.vision.data import ImageDataLoaders
 
 from kdfast.all import (
     AT,
+    CC,
     DKD,
     KD,
     RKD,
@@ -95,12 +96,20 @@ def test_stored_logits_and_features_are_the_live_ones_up_to_rounding(data, tmp_p
     assert torch.allclose(stored.pooled, live.pooled, rtol=error, atol=0)
 
 
-@pytest.mark.parametrize("method", [DKD(), RKD(), KD() + RKD()], ids=["dkd", "rkd", "kd+rkd"])
-def test_methods_of_targets_and_features_train_as_with_a_live_teacher(data, tmp_path, method):
-    teacher = Teacher(network("mini_resnet_s"), chunk=16)
-    live, _ = trained(data, teacher, method)
-    stored, learn = trained(data, teacher, method, Stored(tmp_path, "float32"))
-    assert equal(live, stored) and learn.distill.knowledge is not None
+@pytest.mark.parametrize("method", [DKD(), RKD(), KD() + RKD(), CC()], ids=["dkd", "rkd", "kd+rkd", "cc"])
+def test_methods_of_targets_features_and_adapters_train_as_with_a_live_teacher(data, tmp_path, method):
+    def lazy():  # a run's: drawing it must not move the adapters' random numbers
+        teacher = Teacher(lambda: network("mini_resnet_s"), chunk=16)
+        teacher.identity = lambda: {"model": "mini_resnet_s", "weights": "seed 1"}
+        return teacher
+
+    live, _ = trained(data, lazy(), method)
+    computed, first = trained(data, lazy(), method, Stored(tmp_path, "float32"))
+    found, second = trained(data, lazy(), method, Stored(tmp_path, "float32"))
+    assert equal(live, computed) and equal(live, found)
+    assert first.distill.teacher_s > 0 and second.distill.teacher_s == 0
+    adapters = [learn.distill.adapters.state_dict() for learn in (first, second)]
+    assert equal(*adapters) and bool(adapters[0]) == (method.name == "cc")
 
 
 def test_methods_temperatures_and_seeds_share_what_is_stored(data, tmp_path):

@@ -27,7 +27,14 @@ def results(grid=1.2):
         "step": {"student": "resnet18", "size": 64, "batch_size": 16, "limits": limits},
         "memory": {"limit": 1.05},
         "loader": {"limit": 0.1},
-        "amortise": {"epochs": 5, "plain_s": 1, "distilled_s": 1, "live_teacher_s": 2, "stored_teacher_s": 2, "teacher": "mini_resnet_xl"},
+        "amortise": {
+            "epochs": 5,
+            "plain_s": 1,
+            "distilled_s": 1,
+            "live_teacher_s": 2,
+            "stored_teacher_s": 2,
+            "teacher": "mini_resnet_xl",
+        },
         "grid": {"limits": {"grid": 1.25, "outside (s)": 0.8}},
     }
     return {name: COMMON | {"name": name, "settings": settings.get(name, {}), "rows": rows[name]} for name in measured.NAMES}
