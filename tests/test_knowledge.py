@@ -72,14 +72,15 @@ def test_stored_float32_and_live_train_the_same_student_bit_for_bit(data, tmp_pa
     assert learn.distill.teacher_s > 0 and reader.distill.teacher_s == 0
 
 
-def test_without_chunks_of_one_size_the_bits_differ_somewhere(data, tmp_path):
-    """Why there are chunks: the last batch is smaller, and kernels round by batch size."""
-    network_ = network("vit_b_16").eval()
-    x = torch.randn(16, 3, 32, 32)
-    loose, fixed = Teacher(network_), Teacher(network_, chunk=16)
-    few = (x[:3],)
-    assert torch.equal(fixed.outputs(few).logits, fixed.outputs((x,)).logits[:3])
-    assert torch.allclose(loose.outputs(few).logits, loose.outputs((x,)).logits[:3], atol=1e-5)
+@pytest.mark.parametrize("name", ["resnet18", "swin_t", "vit_b_16"])
+def test_an_image_has_the_same_logits_in_whatever_batch_it_comes(name):
+    teacher = Teacher(network(name), chunk=16)
+    x = torch.randn(20, 3, 32, 32)
+    whole = teacher.outputs((x,)).logits
+    order = torch.randperm(20)
+    assert whole.shape == (20, 3)
+    assert torch.equal(teacher.outputs((x[:3],)).logits, whole[:3])
+    assert torch.equal(teacher.outputs((x[order],)).logits, whole[order])
 
 
 @pytest.mark.parametrize("dtype, error", [("float32", 0), ("float16", 2**-11)])
