@@ -19,8 +19,9 @@ def runs(same: float, cross: float, slope: float = 0, seeds: int = 5, teachers: 
             accuracy = 0.95 + 0.005 * t
             family = "same" if t % 2 else "cross"
             gain = (same if family == "same" else cross) + slope * t
+            answers = {"knowledge": "live" if t == 0 else "float32", "teacher_s": 0.6 if t == 0 else 0.0}
             taught = {"teacher": f"mini_t{t}", "pair": family, "teacher_top1": accuracy, "teacher_parameters": 1000 * (t + 1)}
-            rows.append(common | taught | {"training_s": 3.0, "test_top1": alone + gain + rng.normal(0, spread / 5)})
+            rows.append(common | taught | answers | {"training_s": 3.0, "test_top1": alone + gain + rng.normal(0, spread / 5)})
             rows.append({"student": f"mini_t{t}", "seed": s, "parameters": 1000, "family": "x", "teacher": None,
                          "test_top1": accuracy, "training_s": 9.0})  # fmt: skip
     return pd.DataFrame(rows)
@@ -81,6 +82,7 @@ def test_cost_is_a_ratio_of_training_times():
     every = runs(0.01, 0.01)
     said = findings.cost_sentence(gains(every), every[every.teacher.isna()])
     assert "took 1.50 to 1.50 times as long" in said and "9.0 to 9.0 seconds against 2.0" in said
+    assert "stored answers of the teacher (a live teacher in 5 of 30 runs)" in said and "was 3.3\\,\\% of" in said
 
 
 def test_names_from_files_cannot_inject_tex():

@@ -94,7 +94,7 @@ def test_answers_of_each_teacher_were_stored_once_for_all_its_students(checkout,
     stored = list((checkout / "runs" / ".knowledge").rglob("*.safetensors"))
     assert len(stored) == 2 * 2 * 2  # two teachers, two seeds, train and test
     said = kdfast(checkout, "knowledge")
-    assert "mini_plain_s.digits.train" in said and "MB of at most 20,000" in said
+    assert len(re.findall(r"mini_plain_s\.plain\.s[01]-\w{8}\.digits\.train", said)) == 2 and "MB of at most 20,000" in said
 
 
 def test_the_longest_runs_start_first_and_teachers_before_their_students(checkout, finished):
