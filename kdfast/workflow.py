@@ -250,7 +250,7 @@ def show_knowledge(clear: bool = False) -> None:
         table.add_column(column, justify=justify)
     for row in found.itertuples():
         table.add_row(row.name, str(row.parts), f"{row.MB:.2f}", f"{row.used:%Y-%m-%d %H:%M}")
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)  # a file has room for whole names
 
 
 def forget_outdated(study: str) -> int:
