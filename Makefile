@@ -9,7 +9,6 @@ CLEAR ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
-BENCH := fasterai==0.4.1 torch-pruning==1.6.1 einops==0.8.2
 TEX := texlive-latex-recommended texlive-latex-extra texlive-science latexmk lmodern
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # uv installs in parallel; it takes pip's extra places to look for packages with it
@@ -39,7 +38,7 @@ knowledge: env ## list what is stored of teachers' answers; CLEAR=1 removes it
 	@$(BIN)/python -m kdfast knowledge $(if $(CLEAR),--clear)
 
 bench: env ## measure what distillation costs here, on a quiet machine (half an hour); results go to benchmarks/results/
-	@$(UV) --no-deps $(BENCH)
+	@$(UV) -e ".[bench]"
 	@for name in step memory loader options method_cost amortise grid; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 test: ## run the test suite (10 minutes at most on 2 cores)

@@ -14,9 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import save, say
-from kdfast.all import create_learner, fit, load_data
-from kdfast.study import Run
-from kdfast.teacher import Teacher, create_model
+from kdfast.all import Run, Teacher, create_learner, create_model, fit, load_data
 
 POINTS = (1, 2, 5, 10, 20, 50, 100)
 

@@ -37,11 +37,12 @@ from kdfast.results import Record, read_record, read_records, tidy
 from kdfast.study import Run, Study, load_study
 from kdfast.taps import Outputs
 from kdfast.teacher import Teacher, load_teacher
-from kdfast.training import create_learner, fit, history, set_seed
+from kdfast.training import Views, create_learner, fit, history, set_seed
 
 __all__ = [
     "AT", "CAT", "CC", "DIST", "DKD", "KD", "NKD", "NST", "OFD", "PKT", "RKD", "SP", "WSLD", "Distill", "Experiment", "FitNet",
     "Hard", "ImageData", "KdfastError", "Method", "Outputs", "Record", "Run", "Standardized", "Stored", "Study", "Sum", "Teacher",
+    "Views",
     "agreement", "architecture", "count_parameters", "create_learner", "create_method", "create_model", "dataloaders", "fit",
     "history", "load_data", "load_study", "load_teacher", "method_names", "metrics", "model_names", "predict", "ramp",
     "read_record", "read_records", "register", "register_model", "set_seed", "tidy",

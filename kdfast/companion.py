@@ -68,6 +68,7 @@ class Trained:
         self.forget()
 
     def forget(self) -> None:
+        """Drop adapters and optimizer; the next first batch makes new ones."""
         self.adapters, self.companion = nn.ModuleDict(), None
 
     def build(self, learn: Learner, parts: Sequence[Method], student: Outputs, teacher: Outputs) -> None:
@@ -88,11 +89,13 @@ class Trained:
             self.load_state_dict(self.pending)
 
     def step(self, scaler: torch.amp.GradScaler | None) -> None:
+        """The adapters' optimizer step, if one is due, through the student's GradScaler where there is one."""
         if self.stepping:
             scaler.step(self.companion) if scaler is not None else self.companion.step()
             self.skip()
 
     def skip(self) -> None:
+        """No step for this batch: its gradients are dropped."""
         self.stepping = False
         if self.companion is not None:
             self.companion.zero_grad()

@@ -1,13 +1,14 @@
 """What a record must say so that somebody can make it again: code, versions, machine. Imports nothing heavy."""
 
+import ast
 import hashlib
 import json
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from types import CodeType
 
 PACKAGE = Path(__file__).parent
 ROOT = PACKAGE.parent
@@ -36,35 +37,29 @@ def digest(content) -> str:
 def code_hash(package: Path = PACKAGE, notebook: Path | None = NOTEBOOK, modules: tuple[str, ...] = RUN_MODULES) -> str:
     """12 hex digits over the notebook's code cells, the plugins and the modules that can change a run's outcome.
 
-    Comments, docstrings and formatting do not count: a module is hashed as what Python compiles it to.
+    Comments, docstrings and formatting do not count: a module is hashed by its syntax tree.
     """
-    digest = hashlib.sha256()
+    hasher = hashlib.sha256()
     for path in [*(package / f"{name}.py" for name in modules), *plugins()]:
-        _update(digest, compile(path.read_bytes(), path.name, "exec", optimize=2, dont_inherit=True))  # 2: no docstrings
+        hasher.update(_syntax(path, path.stat().st_mtime_ns))
     if notebook is not None and notebook.is_file():
         for cell in json.loads(notebook.read_text())["cells"]:
             if cell["cell_type"] == "code":
-                digest.update("".join(cell["source"]).encode())
-    return digest.hexdigest()[:12]
+                hasher.update("".join(cell["source"]).encode())
+    return hasher.hexdigest()[:12]
 
 
-def _update(digest, code: CodeType) -> None:
-    """Everything of a code object but where it stood in its file."""
-    flow = (
-        code.co_code,
-        code.co_exceptiontable,
-        code.co_flags,
-        code.co_argcount,
-        code.co_posonlyargcount,
-        code.co_kwonlyargcount,
-    )
-    names = (code.co_qualname, code.co_names, code.co_varnames, code.co_cellvars, code.co_freevars)
-    digest.update(repr((flow, names)).encode())
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            _update(digest, constant)
-        else:
-            digest.update(repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant).encode())
+@cache
+def _syntax(path: Path, changed: int) -> bytes:
+    """Digest of a module as it was at that time, without its docstrings; a run asks for several hashes of the same files.
+
+    Not of what Python compiles: there a docstring leaves a trace even when it is stripped.
+    """
+    tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False):
+            node.body = node.body[1:] or [ast.Pass()]
+    return hashlib.sha256(ast.dump(tree).encode()).digest()
 
 
 def git_state(root: Path = ROOT) -> dict[str, str | bool | None]:

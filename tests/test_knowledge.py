@@ -25,13 +25,13 @@ from kdfast.all import (
     KdfastError,
     Stored,
     Teacher,
+    Views,
     create_model,
     dataloaders,
     load_data,
     set_seed,
 )
 from kdfast.knowledge import Knowledge
-from kdfast.training import Views
 
 torch.set_num_threads(1)
 
@@ -307,3 +307,13 @@ def test_a_teachers_changed_weights_are_not_used(image_folder, tmp_path):
     student = Experiment({**common, "student": "mini_resnet_xs", "teacher": "mini_resnet_s", "method": "kd"}, tmp_path / "runs")
     with pytest.raises(KdfastError, match=r"is not what run mini_resnet_s\.plain\.s0-.* wrote"):
         finish(student)
+
+
+def test_the_readmes_callbacks_show_and_store_a_new_view_each_epoch(data, tmp_path):
+    teacher = Teacher(network("mini_resnet_s"), chunk=16)
+    cbs = [Views(), Distill(teacher, DKD(), stored=Stored(tmp_path))]
+    dls = dataloaders(data, 16, "crop+flip")
+    learn = Learner(dls, create_model("mini_resnet_xs", 3, data.size), CrossEntropyLossFlat(), cbs=cbs)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(3)
+    assert sorted(path.stem for path in tmp_path.rglob("*.safetensors")) == ["view-0000", "view-0001", "view-0002"]

@@ -19,6 +19,11 @@ def direct_pins() -> set[str]:
     return {*project["dependencies"], *project["optional-dependencies"]["dev"]}
 
 
+def test_what_the_benchmarks_compare_with_is_pinned_exactly():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert all("==" in pin for pin in project["optional-dependencies"]["bench"])
+
+
 def test_every_direct_dependency_is_pinned_exactly():
     assert all("==" in pin for pin in direct_pins())
 
@@ -57,6 +62,13 @@ def test_the_code_hash_ignores_comments_and_docstrings_and_sees_code(package):
     before = provenance.code_hash(package)
     source = (package / "losses.py").read_text()
     (package / "losses.py").write_text("# a remark\n" + source.replace('"""What distillation', '"""Whatever distillation'))
+    assert provenance.code_hash(package) == before
+    bare = "    def zero_grad(self) -> None:\n"
+    companion = (package / "companion.py").read_text()
+    assert bare in companion
+    (package / "companion.py").write_text(
+        companion.replace(bare, '    def zero_grad(\n        self,\n    ) -> None:\n        """New."""\n')
+    )
     assert provenance.code_hash(package) == before
     (package / "losses.py").write_text(source.replace("T**2 * _kl", "T * _kl", 1))
     assert provenance.code_hash(package) != before
