@@ -2,7 +2,8 @@
 
 import fastai.vision.all  # noqa: F401  fastai's methods and pictures, as its own notebooks have them
 
-from kdfast.data import ImageData, dataloaders, load_data
+from kdfast.data import ImageData, dataloaders
+from kdfast.datasets import load_data
 from kdfast.distill import Distill
 from kdfast.errors import KdfastError
 from kdfast.evaluation import agreement, metrics, predict

@@ -5,15 +5,18 @@ teacher can be shown the very view that a student sees, now or later, on this ma
 """
 
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from torchvision.transforms.v2 import RandAugment
 
 from kdfast.errors import unknown
 
-AUGMENTATIONS = ("none", "crop", "flip", "crop+flip")
+PARTS = ("crop", "flip", "randaugment")
+AUGMENTATIONS = ("none", *("+".join(some) for n in (1, 2, 3) for some in combinations(PARTS, n)))
 
 
 def uniform(seed: int, view: int, index: np.ndarray, draws: int) -> np.ndarray:
@@ -34,7 +37,10 @@ def uniform(seed: int, view: int, index: np.ndarray, draws: int) -> np.ndarray:
 
 @dataclass
 class Augment:
-    """Random crops of the zero-padded image and horizontal flips, drawn per image.
+    """Random crops of the zero-padded image, horizontal flips and RandAugment, drawn per image.
+
+    RandAugment (arXiv:1909.13719) is torchvision's with its two operations of magnitude 9, on bytes. It draws from torch's
+    generator, which is seeded for each image and put back.
 
     `view` is the number of the view that is drawn; whoever runs the epochs sets it (`kdfast.training.Views`).
     """
@@ -44,6 +50,7 @@ class Augment:
     seed: int
     views: int = 0  # how many there are; 0: one an epoch
     view: int = field(default=0, compare=False)
+    randaugment: bool = False
 
     @classmethod
     def named(cls, name: str, size: int, seed: int, views: int = 0) -> "Augment | None":
@@ -51,7 +58,9 @@ class Augment:
         if name not in AUGMENTATIONS:
             raise unknown("augmentation", name, AUGMENTATIONS)
         parts = name.split("+")
-        return None if name == "none" else cls("flip" in parts, size // 8 if "crop" in parts else 0, seed, views)
+        if name == "none":
+            return None
+        return cls("flip" in parts, size // 8 if "crop" in parts else 0, seed, views, randaugment="randaugment" in parts)
 
     def of_epoch(self, epoch: int) -> int:
         """The number of the view that is shown in an epoch, from 0."""
@@ -59,12 +68,23 @@ class Augment:
 
     def __call__(self, images: Tensor, index: Tensor) -> Tensor:
         """Images (B, C, H, W) of any dtype and their numbers in the data set (B,) to their views, same shape."""
-        draws = torch.from_numpy(uniform(self.seed, self.view, index.numpy(), 3))
+        draws = torch.from_numpy(uniform(self.seed, self.view, index.numpy(), 3 + self.randaugment))
         if self.padding:
             images = self._crop(images, (draws[:, :2] * (2 * self.padding + 1)).long())
         if self.flip:
             images = torch.where(draws[:, 2].lt(0.5)[:, None, None, None], images.flip(-1), images)
-        return images
+        return self._randaugment(images, (draws[:, 3] * 2**53).long()) if self.randaugment else images
+
+    @staticmethod
+    def _randaugment(images: Tensor, seeds: Tensor) -> Tensor:
+        change, generator = RandAugment(), torch.default_generator
+        outside = generator.get_state()
+        changed = torch.empty_like(images)
+        for i, seed in enumerate(seeds.tolist()):
+            generator.manual_seed(seed)
+            changed[i] = change(images[i])
+        generator.set_state(outside)
+        return changed
 
     def _crop(self, images: Tensor, corner: Tensor) -> Tensor:
         height, width = images.shape[-2:]

@@ -12,7 +12,8 @@ from fastai.learner import Learner
 from safetensors.torch import save
 
 from kdfast import provenance
-from kdfast.data import ImageData, load_data
+from kdfast.data import ImageData
+from kdfast.datasets import load_data
 from kdfast.errors import KdfastError, unknown
 from kdfast.evaluation import agreement, metrics, predict
 from kdfast.knowledge import Knowledge, Stored
@@ -27,6 +28,7 @@ from kdfast.results import (
     write_atomically,
     write_record,
 )  # fmt: skip
+from kdfast.splits import HoldOut
 from kdfast.store import store_folder
 from kdfast.study import PLAIN, Run, check_parameters, dataset_slug
 from kdfast.teacher import Teacher, load_teacher
@@ -36,7 +38,7 @@ from kdfast.training import create_learner, fit, history, plateau, to_cpu
 class Experiment:
     """A run and the things made for it, in the order in which the notebook makes them."""
 
-    def __init__(self, namespace: dict, runs: str | Path = ""):
+    def __init__(self, namespace: dict, runs: str | Path = "", tracker: str = "none"):
         """Validate a notebook's variables (`globals()`); raises a KdfastError before anything is made."""
         self.runs = Path(runs or provenance.RUNS)
         self.began, self.started = time.perf_counter(), datetime.now(UTC)
@@ -68,7 +70,8 @@ class Experiment:
 
     def load(self) -> ImageData:
         """The data set of the run."""
-        self.data = load_data(self.run.dataset, self.run.image_size)
+        run = self.run
+        self.data = load_data(run.dataset, run.image_size, HoldOut(run.valid_part, run.folds, run.fold))
         return self.data
 
     def learner(self) -> Learner:
@@ -137,6 +140,7 @@ class Experiment:
                 "weights_sha256": hashlib.sha256(weights).hexdigest(),
                 "weights_bytes": len(weights),
                 **self._adapters(),
+                **self._initial(),
             },
             teacher=self._teacher_summary(),
             knowledge=self._knowledge(),
@@ -146,6 +150,7 @@ class Experiment:
                 "classes": list(self.data.classes),
                 "counts": {part: len(index) for part, index in self.data.splits.items()},
                 "split": self.data.split_rule,
+                "source": self.data.source,
                 "image_size": self.data.size,
             },
             code={"hash": provenance.code_hash(), **provenance.git_state()},
@@ -175,6 +180,14 @@ class Experiment:
         """How many parameters were trained beside the student, where a method has such."""
         count = count_parameters(self.learn.distill.adapters) if self.teacher is not None else 0
         return {"adapter_parameters": count} if count else {}
+
+    def _initial(self) -> dict[str, dict]:
+        """Where the weights came from at the beginning, if they were not random; a file with its hash."""
+        file = Path(self.run.weights)
+        if not self.run.weights:
+            return {}
+        known = {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()} if file.is_file() else {}
+        return {"initial": {"weights": self.run.weights, **known}}
 
     def _teacher_summary(self) -> dict | None:
         if self.teacher is None:

@@ -1,6 +1,7 @@
 """Networks by name, each with its family: two of one family make a same-architecture pair, others a cross-architecture one.
 
-Four families of small networks for small images (8 to 32 pixels), and every classifier of torchvision by its name.
+Four families of small networks for small images (8 to 32 pixels), and every classifier of torchvision by its name. Papers'
+networks for CIFAR are in `kdfast.cifar`, known here as `cifar_<name>`.
 All take float images (B, 3, H, W) and return logits (B, classes).
 """
 
@@ -14,6 +15,7 @@ import torch
 import torchvision.models as tv
 from torch import Tensor, nn
 
+from kdfast import cifar, pretrained
 from kdfast.errors import KdfastError, unknown
 
 
@@ -127,6 +129,19 @@ def _register_minis() -> None:
 _register_minis()
 
 
+def _register_cifar() -> None:
+    def build(n_classes: int, image_size: int, name: str) -> nn.Module:
+        if image_size < cifar.SIDE:
+            raise KdfastError(f"cifar_{name} needs images of at least {cifar.SIDE} pixels a side, not {image_size}")
+        return cifar.NETWORKS[name][1](n_classes)
+
+    for name, (family, _) in cifar.NETWORKS.items():
+        register_model(f"cifar_{name}", family, partial(build, name=name))
+
+
+_register_cifar()
+
+
 def _torchvision(name: str) -> Architecture:
     builder = tv.get_model_builder(name)
     family = builder.__module__.rsplit(".", 1)[1]
@@ -157,9 +172,15 @@ def architecture(name: str) -> Architecture:
     raise unknown("model", name, model_names())
 
 
-def create_model(name: str, n_classes: int, image_size: int) -> nn.Module:
-    """A freshly initialised network: float images (B, 3, image_size, image_size) to logits (B, n_classes)."""
-    return architecture(name).build(n_classes, image_size)
+def create_model(name: str, n_classes: int, image_size: int, weights: str = "", head: str = "linear") -> nn.Module:
+    """A network, float images (B, 3, image_size, image_size) to logits (B, n_classes), with random weights unless told which.
+
+    `weights` and `head`: see `kdfast.study.Training` and `kdfast.pretrained`.
+    """
+    model = architecture(name).build(n_classes, image_size)
+    if weights or head != "linear":
+        pretrained.adapt(model, name, weights, head)
+    return model
 
 
 def count_parameters(model: nn.Module) -> int:

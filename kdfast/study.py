@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from kdfast.catalogue import usual
 from kdfast.errors import KdfastError, unknown
 
 PLAIN = "plain"  # the method of a run without a teacher
@@ -32,6 +33,16 @@ def _mapping(value: Any) -> Any:
     return value
 
 
+def _sequence(value: Any) -> Any:
+    """papermill's -p passes `[150, 180]` as a string."""
+    if isinstance(value, str):
+        try:
+            return yaml.safe_load(value) or []
+        except yaml.YAMLError:
+            raise ValueError("must be a list such as [150, 180, 210]") from None
+    return value
+
+
 class Strict(BaseModel):
     """No unknown keys, no silent conversion of strings to numbers, no infinities."""
 
@@ -39,26 +50,57 @@ class Strict(BaseModel):
 
 
 class Training(Strict):
-    """How a network is trained: AdamW with one cycle of the learning rate (`kdfast.training.schedule`)."""
+    """How a network is trained (`kdfast.recipe`); unless said otherwise, AdamW with one cycle of the learning rate."""
 
     epochs: int = Field(40, ge=1)
     batch_size: int = Field(64, ge=2)
-    lr: float = Field(0.01, gt=0)
+    lr: float = Field(0.01, gt=0)  # the highest
     weight_decay: float = Field(0.01, ge=0)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = Field(0.9, ge=0, lt=1)  # of SGD; the one-cycle schedule moves it
+    nesterov: bool = False
+    decay: Literal["usual", "coupled", "decoupled"] = "usual"  # decoupled is AdamW's, coupled with the gradient torch's SGD's
+    decay_norms: bool = True  # whether norms and biases decay too
+    schedule: Literal["onecycle", "cosine", "step", "constant"] = "onecycle"
+    milestones: Annotated[list[int], BeforeValidator(_sequence)] = []  # of step: epochs after which the rate is times gamma
+    gamma: float = Field(0.1, gt=0)
+    period: int = Field(0, ge=0)  # of cosine: epochs from lr to 0; 0: all
+    warmup: int = Field(0, ge=0)  # epochs in which the rate rises linearly from lr/25; one-cycle has its own
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    mixup: float = Field(0.0, ge=0)  # of MixUp's Beta(mixup, mixup); 0: none
+    cutmix: float = Field(0.0, ge=0)  # of CutMix's
+    ema: float = Field(0.0, ge=0, lt=1)  # decay of the weights' moving average, which is then the result; 0: none
+    weights: str = ""  # to begin with: "" random, imagenet (torchvision's), or a .safetensors or .pth file
+    head: Literal["linear", "mlp"] = "linear"  # the classifier; mlp: half as wide a hidden layer with dropout 0.4
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # the latter two: mixed precision
     channels_last: bool = False  # memory format of images and convolutions
     compile: bool = False  # torch.compile for student and live teacher
+
+    @model_validator(mode="after")
+    def _options_fit_each_other(self) -> "Training":
+        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
+            raise ValueError("nesterov is for the optimizer sgd with momentum")
+        if self.milestones and self.schedule != "step":
+            raise ValueError("milestones are for the schedule step")
+        if self.warmup and (self.schedule == "onecycle" or self.warmup >= (self.period or self.epochs)):
+            raise ValueError("warmup is for the schedules cosine, step and constant and is shorter than they are")
+        if self.mixup and self.cutmix:
+            raise ValueError("give one of mixup and cutmix")
+        return self
 
 
 class Run(Training):
     """Everything that decides the outcome of one training, and nothing else.
 
-    `image_size` 0 and `augment` "" stand for the data set's own: 8 pixels and none for digits, 64 and crop+flip for a
-    folder; they are resolved on construction, so that equal runs have equal ids.
+    `image_size` 0, `augment` "" and `valid_part` -1 stand for the data set's usual (`kdfast.catalogue`); they are resolved on
+    construction, so that equal runs have equal ids.
     """
 
     dataset: str = "digits"
     image_size: int = Field(0, ge=0)
+    valid_part: float = Field(0.2, ge=0, lt=1)  # share of the training images held out for validation; 0: none
+    folds: int = Field(0, ge=0)  # instead: of so many folds of the training images, number `fold` is held out
+    fold: int = Field(0, ge=0)
     augment: str = ""
     views: int = Field(0, ge=0)  # how many augmented views of the training images there are; 0: a new one each epoch
     view_seed: int = Field(-1, ge=-1, lt=2**32)  # of the views; -1: the run's seed
@@ -74,9 +116,17 @@ class Run(Training):
     @classmethod
     def _own_defaults(cls, values: Any) -> Any:
         values = dict(values)
-        own = {"image_size": 8, "augment": "none"} if values.get("dataset", "digits") == "digits" else {
-            "image_size": 64, "augment": "crop+flip"}  # fmt: skip
-        return values | {key: default for key, default in own.items() if not values.get(key)}
+        own = usual(values.get("dataset", "digits"))
+        for key, stands_for_own in {"image_size": 0, "augment": "", "valid_part": -1}.items():
+            if values.get(key, stands_for_own) == stands_for_own:
+                values[key] = getattr(own, key)
+        return values
+
+    @model_validator(mode="after")
+    def _fold_is_one_of_them(self) -> "Run":
+        if self.folds == 1 or self.fold >= max(self.folds, 1):
+            raise ValueError(f"fold {self.fold} of {self.folds}: folds are two or more, numbered from 0")
+        return self
 
     @model_validator(mode="after")
     def _method_fits_teacher(self) -> "Run":
@@ -135,6 +185,8 @@ class Study(Strict):
     title: str
     dataset: str = "digits"
     image_size: int = Field(0, ge=0)
+    valid_part: float = -1  # -1: the data set's usual; see Run
+    folds: int = Field(0, ge=0)  # the run with seed s holds out fold s modulo folds
     augment: str = ""
     views: int = Field(0, ge=0)
     knowledge: Knowledge = "float16"  # what runs with a teacher have; see Run
@@ -153,7 +205,9 @@ class Study(Strict):
         return self.training.model_dump() | self.models.get(model, {})
 
     def _run(self, **parameters) -> Run:
-        return Run(dataset=self.dataset, image_size=self.image_size, augment=self.augment, views=self.views, **parameters)
+        shared = ("dataset", "image_size", "valid_part", "folds", "augment", "views")
+        fold = parameters["seed"] % self.folds if self.folds else 0
+        return Run(**{key: getattr(self, key) for key in shared}, fold=fold, **parameters)
 
     def plain_run(self, model: str, seed: int) -> Run:
         """The run of a model trained alone: a teacher's run, or a student's reference."""
@@ -233,11 +287,11 @@ def check_parameters(namespace: Mapping[str, Any], resolve_teacher=None) -> Run:
     warns about names it does not know. `resolve_teacher(model or run id, dataset, seed)` gives the teacher's run id.
     """
     plain = (str, int, float, bool, dict, list, type(None))
-    own = {"In", "Out", "explore", "runs"}  # IPython's, and parameters that do not change the outcome
+    own = {"In", "Out", "explore", "runs", "tracker"}  # IPython's, and parameters that do not change the outcome
     given = {k: v for k, v in namespace.items() if not k.startswith("_") and type(v) in plain and k not in own}
     for name in given:
         if name not in Run.model_fields:
-            raise unknown("parameter", name, [*Run.model_fields, "explore", "runs"], "the notebook")
+            raise unknown("parameter", name, [*Run.model_fields, "explore", "runs", "tracker"], "the notebook")
     run = validated(Run, given, "the notebook's parameters")
     if resolve_teacher and run.teacher:
         run = Run(**run.model_dump() | {"teacher": resolve_teacher(run.teacher, run.dataset, run.seed)})

@@ -214,7 +214,8 @@ def load_teacher(folder: Path, data, **options: Any) -> Teacher:
         content = weights.read_bytes()
         if _sha256(content) != record.model["weights_sha256"]:
             raise KdfastError(f"{weights} is not what run {record.id} wrote: remove that run's folder and train it again")
-        model = create_model(record.parameters["student"], len(data.classes), record.parameters["image_size"])
+        p = record.parameters
+        model = create_model(p["student"], len(data.classes), p["image_size"], head=p.get("head", "linear"))
         model.load_state_dict(load(content))
         return model.eval().requires_grad_(False)
 

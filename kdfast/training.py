@@ -2,7 +2,6 @@
 
 import math
 import random
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,10 @@ from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.progress import ProgressCallback
-from fastai.callback.schedule import ParamScheduler, SchedCos, SchedNo, combine_scheds
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
-from fastai.optimizer import OptimWrapper
 from fastcore.foundation import L
 from torch import Tensor
 from torch.amp import GradScaler
@@ -27,6 +24,7 @@ from kdfast.errors import KdfastError
 from kdfast.knowledge import Stored
 from kdfast.methods import create_method
 from kdfast.models import create_model
+from kdfast.recipe import decay_of_groups, groups, optimizer, recipe_callbacks, schedule
 from kdfast.study import Run
 from kdfast.teacher import Teacher
 
@@ -85,22 +83,22 @@ def create_learner(run: Run, data: ImageData, teacher: Teacher | None = None, st
     run gives the same weights on one type of processor and thread count.
     """
     set_seed(run.seed)
-    model = create_model(run.student, len(data.classes), data.size)
+    model = create_model(run.student, len(data.classes), data.size, run.weights, run.head)
     view_seed = run.seed if run.view_seed < 0 else run.view_seed
     dls: DataLoaders = dataloaders(data, run.batch_size, run.augment, view_seed, run.views)
-    cbs = [StopOnNaN(run.id), KeepBest(), Views(), *_speed(run, dls.device)]
+    cbs = [StopOnNaN(run.id), KeepBest(), Views(), *recipe_callbacks(run), *_speed(run, dls.device)]
     if teacher is not None:
         method = create_method(run.method, run.method_args)
         if run.compile and any(set(part.taps) - {"logits"} for part in method.parts):
             raise KdfastError(f"method {run.method} compares features, which a compiled network hides: set compile to false")
         stored = None if run.knowledge == "live" else Stored(store, run.knowledge, run.fallback)
         cbs.append(Distill(teacher, method, stored=stored))
-    # torch's own AdamW: decay on all parameters, and one fused step where fastai's optimizer loops in Python
-    optimizer = partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True))
-    loss = CrossEntropyLossFlat()
     if run.compile:
         model.compile()  # in place: the state dict keeps its names
-    return Learner(dls, model, loss, optimizer, lr=run.lr, wd=run.weight_decay, metrics=accuracy, cbs=cbs)
+    return Learner(
+        dls, model, CrossEntropyLossFlat(), optimizer(run), lr=run.lr, splitter=groups(run), wd=decay_of_groups(run),
+        metrics=accuracy, cbs=cbs,
+    )  # fmt: skip
 
 
 class MixedPrecisionCPU(MixedPrecision):
@@ -128,25 +126,13 @@ def _speed(run: Run, device: torch.device) -> list[Callback]:
     return [*cbs, MixedPrecisionCPU(AMPMode.BF16)]
 
 
-def schedule(lr: float) -> ParamScheduler:
-    """One cycle over four fifths of training, then a fifth at its final rate, lr/1e5, in which BatchNorm's averages settle.
-
-    The cycle is fastai's (Smith, 2018, arXiv:1803.09820): a quarter of it up from lr/25 to `lr`, the rest down, by
-    cosines, with the momentum the other way round.
-    """
-    parts = [0.2, 0.6, 0.2]
-    rates = [SchedCos(lr / 25, lr), SchedCos(lr, lr / 1e5), SchedNo(lr / 1e5, lr / 1e5)]
-    momenta = [SchedCos(0.95, 0.85), SchedCos(0.85, 0.95), SchedNo(0.95, 0.95)]
-    return ParamScheduler({"lr": combine_scheds(parts, rates), "mom": combine_scheds(parts, momenta)})
-
-
 def fit(learn: Learner, run: Run, progress: bool = True) -> None:
-    """Train as the run says, by `schedule`. Without `progress`, no bar and no table are drawn."""
+    """Train as the run says. Without `progress`, no bar and no table are drawn."""
     if progress:
-        learn.fit(run.epochs, run.lr, cbs=schedule(run.lr))
+        learn.fit(run.epochs, run.lr, cbs=schedule(run))
         return
     with learn.removed_cbs(learn.cbs.filter(lambda cb: isinstance(cb, ProgressCallback))), learn.no_logging():
-        learn.fit(run.epochs, run.lr, cbs=schedule(run.lr))
+        learn.fit(run.epochs, run.lr, cbs=schedule(run))
 
 
 def history(learn: Learner) -> dict[str, list[float | None]]:

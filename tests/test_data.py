@@ -7,7 +7,8 @@ from conftest import write_images
 from PIL import Image
 
 from kdfast.augment import Augment, uniform
-from kdfast.data import dataloaders, load_data
+from kdfast.data import dataloaders
+from kdfast.datasets import load_data
 from kdfast.errors import KdfastError
 
 

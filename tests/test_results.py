@@ -53,7 +53,8 @@ def test_saved_weights_and_predictions_are_those_of_the_record(student):
     import torch
     from safetensors.torch import load_file
 
-    from kdfast.data import dataloaders, load_data
+    from kdfast.data import dataloaders
+    from kdfast.datasets import load_data
     from kdfast.evaluation import predict
     from kdfast.models import create_model
 

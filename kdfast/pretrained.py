@@ -1,0 +1,101 @@
+"""Weights to begin with, and the classifier on top of them.
+
+What comes from outside is read without running any of it: safetensors, or torch's files with `weights_only=True`.
+"""
+
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+import torchvision.models as tv
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from kdfast.errors import KdfastError, unknown
+
+State = dict[str, Tensor]
+
+
+def adapt(model: nn.Module, name: str, weights: str, head: str) -> None:
+    """Load `weights` into a network whose classifier is fresh where it does not fit, and give it the `head`, in place.
+
+    `weights`: "" none; `imagenet` or `imagenet:IMAGENET1K_V1` torchvision's (downloaded once, hash checked); or the path of
+    a .safetensors or .pth file. `head` mlp: Linear(in, in/2), ReLU, Dropout(0.4), Linear(in/2, classes) in place of the last
+    linear layer. A KdfastError says what does not fit.
+    """
+    where = _classifier(model, name)
+    state = (
+        {}
+        if not weights
+        else _imagenet(name, weights)
+        if weights.partition(":")[0] == "imagenet"
+        else read_weights(Path(weights))
+    )
+    if head == "mlp":
+        _replace(model, where)
+        where += "."
+        state = {k: v for k, v in state.items() if not k.startswith(where) or k in model.state_dict()}
+    if state:
+        _load(model, state, where, weights)
+
+
+def read_weights(path: Path) -> State:
+    """A file's state dict, flat or under the name `state_dict` or `model`."""
+    if not path.is_file():
+        raise KdfastError(f"no weights at {path}: give imagenet, or the path of a .safetensors or .pth file")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        for key in ("state_dict", "model"):
+            state = state.get(key, state) if isinstance(state, dict) else {}
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, UnpicklingError, SafetensorError) as error:
+        raise KdfastError(
+            f"{path} holds no weights that can be read safely ({type(error).__name__}): give a state dict"
+        ) from None
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise KdfastError(f"{path} holds no state dict (names to tensors): save model.state_dict()")
+    return state
+
+
+def _imagenet(name: str, weights: str) -> State:
+    version = weights.partition(":")[2] or "DEFAULT"
+    try:
+        known = tv.get_model_weights(name)
+    except ValueError:
+        raise KdfastError(f"torchvision has no ImageNet weights of {name}: leave weights empty, or give a file") from None
+    if version not in known.__members__:
+        raise unknown("ImageNet weights", version, known.__members__, name)
+    try:
+        return known[version].get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except OSError as error:
+        raise KdfastError(f"the ImageNet weights of {name} could not be downloaded ({error}): {known[version].url}") from None
+
+
+def _classifier(model: nn.Module, name: str) -> str:
+    """The path of the last linear layer."""
+    linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise KdfastError(f"{name} ends in no linear classifier: weights and head are not offered for it")
+    return linear[-1]
+
+
+def _replace(model: nn.Module, where: str) -> None:
+    old = model.get_submodule(where)
+    half = old.in_features // 2
+    hidden = nn.Linear(old.in_features, half), nn.ReLU(), nn.Dropout(0.4), nn.Linear(half, old.out_features)
+    parent, _, leaf = where.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, nn.Sequential(*hidden))
+
+
+def _load(model: nn.Module, state: State, where: str, weights: str) -> None:
+    """All but the classifier must fit."""
+    ours = model.state_dict()
+    for key, value in ours.items():
+        theirs = state.get(key)
+        if theirs is None and not key.startswith(where):
+            raise KdfastError(f"{weights} has no weights named {key}: it is of another network")
+        if theirs is not None and theirs.shape != value.shape and not key.startswith(where):
+            shapes = f"{tuple(theirs.shape)}, not {tuple(value.shape)}"
+            raise KdfastError(f"{weights} has {key} of shape {shapes}: it is of another network or image size")
+    fitting = {key: state[key] for key, value in ours.items() if key in state and state[key].shape == value.shape}
+    model.load_state_dict(fitting, strict=False)
