@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+import warnings
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
@@ -32,6 +33,7 @@ from kdfast.splits import HoldOut
 from kdfast.store import store_folder
 from kdfast.study import PLAIN, Run, check_parameters, dataset_slug
 from kdfast.teacher import Teacher, load_teacher
+from kdfast.trackers import create_tracker, log_result
 from kdfast.training import create_learner, fit, history, plateau, to_cpu
 
 
@@ -39,14 +41,18 @@ class Experiment:
     """A run and the things made for it, in the order in which the notebook makes them."""
 
     def __init__(self, namespace: dict, runs: str | Path = "", tracker: str = "none"):
-        """Validate a notebook's variables (`globals()`); raises a KdfastError before anything is made."""
+        """Validate a notebook's variables (`globals()`); raises a KdfastError before anything is made.
+
+        `tracker`: where curves are logged in the run's folder, see `kdfast.trackers`.
+        """
         self.runs = Path(runs or provenance.RUNS)
         self.began, self.started = time.perf_counter(), datetime.now(UTC)
         self.run: Run = check_parameters(namespace, self.resolve_teacher)
         architecture(self.run.student)
         if self.run.method != PLAIN:
             create_method(self.run.method, self.run.method_args)
-        self.folder = self.runs / self.run.folder_name
+        self.folder, self.tracker = self.runs / self.run.folder_name, tracker
+        create_tracker(tracker, self.run, self.folder, None)  # an unknown one is refused now
         self.seconds: dict[str, float] = {}
 
     def resolve_teacher(self, teacher: str, dataset: str, seed: int) -> str:
@@ -80,6 +86,8 @@ class Experiment:
         options = {"chunk": self.run.batch_size, "compiled": self.run.compile}
         self.teacher: Teacher | None = load_teacher(teacher_folder, self.data, **options) if self.run.teacher else None
         self.learn = create_learner(self.run, self.data, self.teacher, store_folder(self.runs))
+        self.trackers = create_tracker(self.tracker, self.run, self.folder, self._teacher_summary())
+        self.learn.add_cbs(self.trackers)
         return self.learn
 
     def fit(self, progress: bool = True) -> None:
@@ -105,6 +113,10 @@ class Experiment:
         write_atomically(self.folder / WEIGHTS, weights)
         write_atomically(self.folder / PREDICTIONS, packed.getvalue())
         write_record(record, self.folder / RECORD)
+        try:
+            log_result(self.trackers, record)
+        except Exception as error:  # a tracker's trouble at the end must not cost the run
+            warnings.warn(f"tracker {self.tracker} did not take the result of {record.id}: {error}", stacklevel=2)
         return record
 
     def _evaluate(self, epoch: int) -> tuple[dict, torch.Tensor, torch.Tensor]:

@@ -19,7 +19,7 @@ RUNS = ROOT / "runs" if NOTEBOOK.is_file() else Path("runs")  # every run of thi
 RUN_MODULES = (
     "adapters", "augment", "catalogue", "cifar", "companion", "data", "datasets", "distill", "evaluation", "experiment", "hooks",
     "images", "knowledge", "layers", "losses", "method", "methods", "models", "pretrained", "randomness", "recipe", "splits",
-    "store", "taps", "teacher", "training",
+    "store", "taps", "teacher", "trackers", "training",
 )  # fmt: skip
 PLUGINS = ROOT / "plugins" if NOTEBOOK.is_file() else Path("plugins")  # a user's own methods and models, *.py
 PACKAGES = ("torch", "torchvision", "fastai", "numpy", "scikit-learn", "pillow")

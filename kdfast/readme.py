@@ -5,8 +5,9 @@ A test holds the README against them.
 
 from pathlib import Path
 
-from kdfast import findings, measured, plots, report, stats
-from kdfast.workflow import BENCHMARKS
+from kdfast import findings, measured, plots, published, report, stats
+from kdfast.workflow import BENCHMARKS, STUDIES, unpublished
+from kdfast.workflow import published as workflow_published
 
 MARKS = "<!-- {}: written by python -m kdfast.readme -->\n", "<!-- end of {} -->"
 
@@ -38,6 +39,13 @@ def results() -> str:
     return plain_text("\n".join([made, "", *lines, ""]))
 
 
+def studies() -> str:
+    """What was run of every study, by which commit, where and in what time, as Markdown."""
+    names = sorted(path.stem for path in STUDIES.glob("*.yaml"))
+    table = published.run_table(names, [name for name in workflow_published() if not unpublished(name)])
+    return plain_text(table.to_markdown(index=False, disable_numparse=True)) + "\n"
+
+
 def measurements() -> str:
     """What the benchmarks measured beside what was asked for, as Markdown."""
     found = measured.load(BENCHMARKS)
@@ -46,7 +54,7 @@ def measurements() -> str:
 
 def blocks() -> dict[str, str]:
     """What stands between the README's marks, marks included, by name."""
-    made = {"results": results(), "measurements": measurements()}
+    made = {"studies": studies(), "results": results(), "measurements": measurements()}
     return {name: MARKS[0].format(name) + text + MARKS[1].format(name) for name, text in made.items()}
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from kdfast import plots
+from kdfast import plots, recipe_words
 from kdfast.errors import KdfastError
 from kdfast.results import Record, read_record, tidy, write_atomically
 from kdfast.stats import Estimate
@@ -102,10 +102,7 @@ def describe(section: Section, study: Study, records: list[Record], runs: pd.Dat
     section.text("fingerprint", tex(", ".join(sorted(set(runs.fingerprint)))))
     section.number("runs", len(runs))
     section.number("seeds", runs.seed.nunique())
-    section.text("epochs", _range(runs.epochs, "d"))
-    section.text("batch-size", _range(runs.batch_size, "d"))
-    section.text("weight-decay", _range(runs.weight_decay, "g"))
-    section.text("lr", _range(runs.lr, "g"))
+    section.text("recipe", recipe_words.sentences(records))
     section.text("methods", tex(_methods(runs)))
     section.text("knowledge", _knowledge(runs))
     section.number("plateau", int(runs.plateau_reached.sum()))
@@ -118,11 +115,6 @@ def describe(section: Section, study: Study, records: list[Record], runs: pd.Dat
     commits = sorted({(r.code["commit"] or "none")[:12] + (" with changes" if r.code["dirty"] else "") for r in records})
     section.text("commits", tex(", ".join(commits)))
     section.text("date", max(datetime.fromisoformat(r.time["started"]) for r in records).strftime("%-d %B %Y"))
-
-
-def _range(values: pd.Series, form: str) -> str:
-    distinct = sorted(values.unique())
-    return f"{distinct[0]:{form}}" + (f" to {distinct[-1]:{form}}" if len(distinct) > 1 else "")
 
 
 def _knowledge(runs: pd.DataFrame) -> str:
@@ -188,6 +180,7 @@ def _inputs(numbers: list[Path], date: str) -> str:
         "kdmethods": "methods",
         "kdtuning": "tuning",
         "kdbenchmarks": "teacher_cost",
+        "kdpublished": "published",
     }.items():
         lines.append(f"\\newcommand{{\\{command}}}{{{','.join(study for study, asked in found if asked == question)}}}")
     return "\n".join(lines) + "\n"

@@ -103,7 +103,7 @@ def _row(r: Record) -> dict[str, Any]:
         **{f"valid_{k}": v for k, v in r.last["valid"].items()},
         **{f"best_test_{k}": v for k, v in r.best["test"].items()},
         "best_epoch": r.best["epoch"],
-        "best_valid_nll": r.best["valid"]["nll"],
+        **{f"best_valid_{k}": v for k, v in r.best["valid"].items()},
         "plateau_reached": r.plateau["reached"],
         "knowledge": k.get("source"),
         "teacher_s": k.get("teacher_s", float("nan")),

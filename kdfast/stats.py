@@ -33,11 +33,17 @@ def estimate(values: np.ndarray, confidence: float = 0.95) -> Estimate:
 
 
 def gains(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a distilled run: its accuracy, its undistilled twin's (trained alike, same seed) and the gain in points."""
+    """One row a distilled run: its accuracy, its undistilled twin's (same seed) and the gain in points.
+
+    The twin is trained alike; where a study trains distilled runs otherwise (`distilled:`), it is the only plain run of the
+    same student and seed, and the gain is that of distillation together with the difference.
+    """
     trained = [key for key in ("student", "seed", "epochs", "batch_size", "lr", "weight_decay") if key in runs]
-    alone = runs[runs.teacher.isna()].set_index(trained).test_top1
-    distilled = runs[runs.teacher.notna()].copy()
-    distilled["alone_top1"] = alone.reindex(pd.MultiIndex.from_frame(distilled[trained])).to_numpy()
+    plain, distilled = runs[runs.teacher.isna()], runs[runs.teacher.notna()].copy()
+    only = plain.groupby(["student", "seed"]).filter(lambda twins: len(twins) == 1)
+    alike = plain.set_index(trained).test_top1.reindex(pd.MultiIndex.from_frame(distilled[trained])).to_numpy()
+    other = only.set_index(["student", "seed"]).test_top1.reindex(pd.MultiIndex.from_frame(distilled[["student", "seed"]]))
+    distilled["alone_top1"] = np.where(np.isnan(alike), other.to_numpy(), alike)
     distilled["gain"] = 100 * (distilled.test_top1 - distilled.alone_top1)
     return distilled
 

@@ -168,11 +168,15 @@ def dataset_slug(dataset: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "_", Path(dataset).name) or "folder"
 
 
+Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
+
+
 class MethodSpec(Strict):
     """A method of a study; where an argument is given a list, the study has a run for each of its values."""
 
     name: str
     args: dict[str, Any] = {}
+    pairs: list[Pair] | None = None  # (teacher, student) that it is for; default: all of the study
 
     def each(self) -> list[dict[str, Any]]:
         values = [v if isinstance(v, list) else [v] for v in self.args.values()]
@@ -194,9 +198,11 @@ class Study(Strict):
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     training: Training = Training()
     models: dict[str, dict[str, Any]] = {}  # what is trained otherwise than `training` says, by model
+    distilled: dict[str, Any] = {}  # and by runs with a teacher, beside the teacher
+    tracker: Literal["none", "csv", "tensorboard", "wandb"] = "none"  # where curves are logged beside the records
     teachers: list[str] = []
     students: list[str] = Field(min_length=1)
-    pairs: list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None = None  # (teacher, student); default: all
+    pairs: list[Pair] | None = None  # (teacher, student); default: all
     methods: list[MethodSpec] = []
     sweep: dict[str, list[float]] = {}  # training parameters to try on the plain runs (tuning)
     tuned_by: str | None = None  # the study whose validation results chose this one's hyper-parameters
@@ -229,9 +235,10 @@ class Study(Strict):
                 knowledge=self.knowledge,
                 fallback=self.fallback,
                 seed=seed,
-                **self.training_of(student),
+                **self.training_of(student) | self.distilled,
             )
             for seed, (teacher, student), method in itertools.product(self.seeds, list(pairs), self.methods)
+            if method.pairs is None or [teacher, student] in method.pairs
             for args in method.each()
         ]
 
@@ -271,9 +278,9 @@ def load_study(path: Path) -> Study:
     if not isinstance(content, dict):
         raise KdfastError(f"{path} must be a mapping with the keys {', '.join(Study.model_fields)}")
     study = validated(Study, content, str(path))
-    for model, changes in study.models.items():
-        validated(Training, study.training.model_dump() | changes, f"{path}, models.{model}")
-    for teacher, student in study.pairs or []:
+    for where, changes in {**{f"models.{model}": c for model, c in study.models.items()}, "distilled": study.distilled}.items():
+        validated(Training, study.training.model_dump() | changes, f"{path}, {where}")
+    for teacher, student in [*(study.pairs or []), *(pair for method in study.methods for pair in method.pairs or [])]:
         for name, known in ((teacher, study.teachers), (student, study.students)):
             if name not in known:
                 raise unknown("model", name, known, f"{path}, pairs")

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def questions(study: Study) -> tuple[str, ...]:
         return ("tuning",)
     if sum(len(method.each()) for method in study.methods) > 1:
         return ("methods",)
-    return ("same_architecture", "cross_architecture", "all_pairs", "cost")
+    return ("same_architecture", "cross_architecture", "all_pairs", "training", "cost")
 
 
 def study_named(name: str) -> Study:
@@ -52,6 +52,7 @@ class Plan:
     studies: dict[str, Study]
     kind: str  # "runs": the user's own records; "published": those in experiments/results
     runs: dict[str, Run]  # by folder name
+    trackers: dict[str, str] = field(default_factory=dict)  # by folder name
 
     def teacher_record(self, folder: str) -> list[str]:
         run = self.runs[folder]
@@ -61,6 +62,8 @@ class Plan:
     def papermill_arguments(self, folder: str) -> str:
         """`-p name value` for every parameter that differs from the notebook's default."""
         values = self.runs[folder].model_dump(exclude_defaults=True) | {"explore": False}
+        if self.trackers.get(folder, "none") != "none":
+            values["tracker"] = self.trackers[folder]
         as_text = {k: json.dumps(v) if isinstance(v, (dict, list)) else str(v) for k, v in values.items()}
         return " ".join(f"-p {name} {shlex.quote(value)}" for name, value in as_text.items())
 
@@ -90,6 +93,8 @@ class Plan:
                 paths.append(f"build/published/{study.tuned_by}/tuning/numbers.tex")
         if BENCHMARKS.is_dir():
             paths.append(f"build/{self.kind}/benchmarks/teacher_cost/numbers.tex")
+        if self.kind == "published":
+            paths.append("build/published/published/published/numbers.tex")
         return list(dict.fromkeys(paths))
 
     @property
@@ -107,7 +112,15 @@ class Plan:
 
     @property
     def analysis_code(self) -> list[str]:
-        return [f"kdfast/{name}.py" for name in ("results", "stats", "plots", "report", "findings", "measured")]
+        return [
+            f"kdfast/{name}.py"
+            for name in ("results", "stats", "plots", "report", "findings", "measured", "published", "curves", "recipe_words")
+        ]
+
+    @property
+    def published_records(self) -> list[str]:
+        """All of all studies."""
+        return sorted(map(str, RESULTS.glob("*/*.json")))
 
     @property
     def benchmarks(self) -> list[str]:
@@ -119,6 +132,14 @@ def _operations(run: Run, flops: dict[str, int]) -> float:
     """What a run takes, up to what all runs on its images share: a backward costs two forwards."""
     teacher = flops.get(run.teacher.split(".")[0], 0) if run.knowledge == "live" else 0
     return run.epochs * (3 * flops.get(run.student, 1) + teacher)
+
+
+def fetch_data(studies: Iterable[Study]) -> None:
+    """Have the named data sets on this machine before the first run asks for them; a KdfastError says what is to be done."""
+    from kdfast.datasets import SOURCES, find
+
+    for dataset in {study.dataset for study in studies} & SOURCES.keys():
+        print(f"data set {dataset}: {find(dataset)}")
 
 
 def estimate_costs(studies: Iterable[Study]) -> None:
@@ -137,7 +158,8 @@ def plan(names: list[str], records: str) -> Plan:
     """The jobs of some studies. With published records nothing is trained: a missing record is an error."""
     studies = {name: study_named(name) for name in names}
     runs = {run.folder_name: run for study in studies.values() for run in study.runs()}
-    made = Plan(studies, records, runs if records == "runs" else {})
+    trackers = {run.folder_name: study.tracker for study in studies.values() for run in study.runs()}
+    made = Plan(studies, records, runs if records == "runs" else {}, trackers)
     for name in names if records == "published" else []:
         missing = unpublished(name)
         if missing:
@@ -168,6 +190,7 @@ def snakemake(studies: list[str], records: str, extra: list[str]) -> int:
         warm.prepare()  # it imports what the runs need while the names are checked here
         for study in wanted:
             study.check_names()
+        fetch_data(wanted)
         estimate_costs(wanted)
     planned = plan(studies, records)
     Path("build").mkdir(exist_ok=True)

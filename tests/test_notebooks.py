@@ -45,8 +45,8 @@ def test_parameters_are_listed_typed_and_explained():
     done = subprocess.run([sys.executable, "-m", "papermill", "--help-notebook", NOTEBOOK], capture_output=True, text=True)
     from kdfast.study import Run
 
-    for name in [*Run.model_fields, "runs", "explore"]:
-        assert re.search(rf"^  {name}: (str|int|float|bool|dict) \(default .*\)", done.stdout, re.MULTILINE), name
+    for name in [*Run.model_fields, "tracker", "runs", "explore"]:
+        assert re.search(rf"^  {name}: (str|int|float|bool|dict|list) \(default .*\)", done.stdout, re.MULTILINE), name
     assert "temperature > 0" in done.stdout
 
 

@@ -1,51 +1,77 @@
-"""What the published studies claim of themselves: trained to rest, tuned on validation data, teachers above students."""
+"""Published numbers beside ours, and the words for a study's training."""
 
+import pandas as pd
 import pytest
+import yaml
 from conftest import ROOT
 
-from kdfast import findings
-from kdfast.report import load
+from kdfast import published, recipe_words
+from kdfast.errors import KdfastError
+from kdfast.study import load_study
+
+STUDIES = ROOT / "experiments" / "studies"
+SMALL = published.Published(
+    source={"teacher": "a table", "alone": "a table", "kd": "another"},
+    differences="none",
+    pairs={"big small": {"teacher": 80.0, "alone": 70.0, "kd": 72.0}, "big other": {"teacher": 80.0, "kd": 60.0}},
+)
 
 
-@pytest.fixture(autouse=True)
-def at_root(monkeypatch):
-    monkeypatch.chdir(ROOT)
+def runs(gain: float) -> pd.DataFrame:
+    """Three seeds of a teacher at 80 %, a student at 70 % and, distilled, `gain` points above."""
+    rows = []
+    for seed, noise in enumerate((-0.001, 0.0, 0.001)):
+        rows.append({"student": "big", "teacher": None, "method": "plain", "seed": seed, "test_top1": 0.8 + noise})
+        rows.append({"student": "small", "teacher": None, "method": "plain", "seed": seed, "test_top1": 0.7 + noise})
+        rows.append({"student": "small", "teacher": "big", "method": "kd", "seed": seed, "test_top1": 0.7 + gain / 100 + noise})
+    return pd.DataFrame(rows)
 
 
-def test_every_network_of_digits_was_trained_to_its_plateau():
-    _, records, runs = load("digits", "published")
-    fell = runs.assign(fell=[r.plateau["valid_nll_fell"] for r in records], teacher=runs.teacher.fillna("alone"))
-    assert (fell.groupby(["student", "teacher"]).fell.mean() < 0.01).all()
+@pytest.mark.parametrize(("gain", "verdict"), [(2.0, "open"), (1.0, "below"), (3.0, "above")])
+def test_a_published_number_stands_beside_ours_with_the_difference_and_what_it_shows(gain, verdict):
+    compared = published.comparison(SMALL, runs(gain)).set_index("what")
+    assert list(compared.index) == ["big", "small", "kd: big to small"]  # what was not run is not there, a teacher once
+    row = compared.loc["kd: big to small"]
+    assert row.difference.mean == pytest.approx(gain - 2) and row.seeds == 3
+    assert published.verdict(row.difference) == verdict
+    n_below = {"below": "1 lie above", "open": "0 lie above", "above": "0 lie above"}[verdict]
+    assert n_below in published.sentence("x", SMALL, runs(gain))
 
 
-def test_learning_rates_alpha_and_temperature_are_the_best_of_the_tuning_on_validation_data():
-    study, _, _ = load("digits", "published")
-    tuning, _, runs = load("digits_tuning", "published")
-    plain = runs[runs.teacher.isna()]
-    for model, lr in findings.best_swept(tuning, plain).items():
-        assert study.training_of(model)["lr"] == tuning.training_of(model)["lr"] == lr, model
-    best = findings.method_means(runs[runs.teacher.notna()]).iloc[0]
-    (method,) = study.methods
-    assert " ".join(f"{k}={v}" for k, v in method.args.items()) == best.method_args
-    assert not set(study.seeds) & set(tuning.seeds)
+def test_a_study_that_was_not_run_is_said_to_be_configured():
+    assert published.sentence("x", SMALL, None) == "x: 5 published numbers of 2 pairs; configured, not run by us."
 
 
-def test_students_leave_room_and_teachers_are_above_them():
-    study, _, runs = load("digits", "published")
-    alone = 100 * runs[runs.teacher.isna()].groupby("student").test_top1.mean()
-    assert ((alone[study.students] >= 90) & (alone[study.students] <= 96)).all()
-    assert alone[study.teachers].min() > alone[study.students].max()
+def test_a_broken_list_of_published_numbers_is_refused(tmp_path):
+    (tmp_path / "published.yaml").write_text(yaml.safe_dump({"x": {"source": {}, "differences": "", "pairs": {}}}))
+    with pytest.raises(KdfastError, match=r"published.yaml, x: pairs"):
+        published.read_published(tmp_path / "published.yaml")
 
 
-def test_published_runs_share_one_fingerprint_and_one_code():
-    for name in ("digits", "digits_methods", "digits_tuning"):
-        _, _, runs = load(name, "published")
-        assert runs.fingerprint.nunique() == runs.code_hash.nunique() == 1
+def test_every_published_pair_and_method_is_a_run_of_its_study():
+    for name, known in published.read_published(ROOT / "experiments" / "published.yaml").items():
+        study = load_study(STUDIES / f"{name}.yaml")
+        asked = {(run.teacher.split(".")[0], run.student, run.method) for run in study.distilled_runs()}
+        for pair, values in known.pairs.items():
+            for what in set(values) - {"teacher", "alone"}:
+                assert (*pair.split(), what) in asked, (name, pair, what)
+            assert set(values) <= set(known.source)
 
 
-def test_the_readme_tells_what_records_and_benchmarks_say():
-    from kdfast.readme import blocks
+# In words
 
-    text = (ROOT / "README.md").read_text()
-    for block in blocks().values():
-        assert block in text
+
+class Stub:
+    def __init__(self, run):
+        self.parameters = run.model_dump()
+
+
+def words(study):
+    return recipe_words.sentences(Stub(run) for run in load_study(STUDIES / f"{study}.yaml").runs())
+
+
+def test_a_recipe_is_told_in_words():
+    cifar, pets = words("cifar100"), words("pets")
+    assert "for 240 epochs with SGD with momentum 0.9, batches of 64 and weight decay 0.0005." in cifar
+    assert "The learning rate is 0.01 to 0.05, times 0.1 after epochs 150, 180, 210." in cifar
+    assert "from ImageNet weights" in pets and "hidden layer" in pets and "(float16)" in pets and "ends at epoch 10" in pets

@@ -155,3 +155,35 @@ def test_a_notebooks_own_variables_are_no_parameters():
 def test_method_arguments_may_come_as_text():  # as papermill's -p passes them
     run = check_parameters({"student": "a", "teacher": "b", "method": "kd", "method_args": "{T: 4, alpha: 0.5}"})
     assert run.method_args == {"T": 4, "alpha": 0.5}
+
+
+def test_a_method_can_be_for_some_pairs_alone():
+    pairs = [["mini_plain_s", "mini_resnet_xs"]]
+    methods = [{"name": "kd"}, {"name": "dkd", "args": {"beta": 2}, "pairs": pairs}]
+    runs = Study(**SMALL | {"methods": methods}).distilled_runs()
+    teachers = {method: {run.teacher.split(".")[0] for run in runs if run.method == method} for method in ("kd", "dkd")}
+    assert teachers == {"kd": {"mini_resnet_s", "mini_plain_s"}, "dkd": {"mini_plain_s"}}
+
+
+def test_distilled_runs_can_be_trained_otherwise():
+    study = Study(**SMALL | {"distilled": {"weight_decay": 0.5}})
+    assert {run.weight_decay for run in study.distilled_runs()} == {0.5}
+    assert {run.weight_decay for run in study.plain_runs()} == {0.01}
+
+
+def test_with_folds_every_seed_holds_out_another_fold_and_teachers_share_their_students():
+    runs = Study(**SMALL | {"folds": 2, "seeds": [0, 1, 2]}).runs()
+    assert {(run.seed, run.fold) for run in runs} == {(0, 0), (1, 1), (2, 0)}
+    with pytest.raises(ValueError, match="fold 2 of 2"):
+        Run(student="a", folds=2, fold=2)
+
+
+def test_what_is_usual_for_a_data_set_need_not_be_said():
+    said = Run(student="a", dataset="cifar100", image_size=32, augment="crop+flip", valid_part=0)
+    assert Run(student="a", dataset="cifar100").id == Run(student="a", dataset="cifar100", valid_part=-1).id == said.id
+    assert Run(student="a", dataset="weather").valid_part == pytest.approx(2 / 9)
+
+
+def test_a_list_from_papermill_is_a_list():
+    sgd = {"optimizer": "sgd", "schedule": "step"}
+    assert Run(student="a", **sgd, milestones="[2, 3]").id == Run(student="a", **sgd, milestones=[2, 3]).id

@@ -1,0 +1,78 @@
+"""How a study's networks were trained, in words for its paper. TeX source."""
+
+from collections.abc import Iterable
+
+from kdfast.results import Record
+from kdfast.study import Run
+
+OPTIMIZERS = {
+    ("adamw", "decoupled"): "AdamW \\citep{loshchilov2019}",
+    ("adamw", "coupled"): "Adam with coupled weight decay",
+    ("sgd", "coupled"): "SGD with momentum {momentum:g}{nesterov}",
+    ("sgd", "decoupled"): "SGD with momentum {momentum:g}{nesterov} and decoupled weight decay \\citep{{loshchilov2019}}",
+}
+
+
+def sentences(records: Iterable[Record]) -> str:
+    """Of all of a study's runs; what differs between them is given as a range."""
+    runs = [Run(**record.parameters) for record in records]
+    epochs, batch, lr, decay = (spread(runs, key) for key in ("epochs", "batch_size", "lr", "weight_decay"))
+    first = runs[0]
+    spared = "" if first.decay_norms else ", none on norms and biases"
+    said = [
+        f"Networks train from {weights(first)} for {epochs} epochs with {optimizer(first)}, batches of {batch} and weight decay "
+        f"{decay}{spared}. {schedule(first, lr)}"
+    ]
+    extras = [words for words in (regularisation(first), head(first), precision(first)) if words]
+    return " ".join([*said, *extras])
+
+
+def spread(runs: list[Run], key: str) -> str:
+    """The value of a parameter, or its range."""
+    values = sorted({getattr(run, key) for run in runs})
+    return f"{values[0]:g}" + (f" to {values[-1]:g}" if len(values) > 1 else "")
+
+
+def optimizer(run: Run) -> str:
+    usual = "decoupled" if run.optimizer == "adamw" else "coupled"
+    kind = OPTIMIZERS[run.optimizer, usual if run.decay == "usual" else run.decay]
+    if run.optimizer == "adamw":
+        return kind
+    return kind.format(momentum=run.momentum, nesterov=" and Nesterov's acceleration" if run.nesterov else "")
+
+
+def schedule(run: Run, lr: str) -> str:
+    warmup = f" after {run.warmup} epochs of linear warm-up" if run.warmup else ""
+    return {
+        "onecycle": f"The learning rate goes through one cycle \\citep{{smith2018}} with a maximum of {lr}, which ends, at a "
+        "negligible rate, a fifth of the epochs before the end.",
+        "step": f"The learning rate is {lr}{warmup}, times {run.gamma:g} after epochs {', '.join(map(str, run.milestones))}.",
+        "cosine": f"The learning rate falls from {lr} by a cosine{warmup} that ends at epoch {run.period or run.epochs}.",
+        "constant": f"The learning rate is {lr} throughout{warmup}.",
+    }[run.schedule]
+
+
+def weights(run: Run) -> str:
+    if not run.weights:
+        return "random weights"
+    return "ImageNet weights" if run.weights.startswith("imagenet") else "the weights of a checkpoint"
+
+
+def regularisation(run: Run) -> str:
+    used = {
+        f"label smoothing of {run.label_smoothing:g}": run.label_smoothing,
+        f"MixUp with $\\alpha={run.mixup:g}$": run.mixup,
+        f"CutMix with $\\alpha={run.cutmix:g}$": run.cutmix,
+        f"a moving average of the weights with decay {run.ema:g}": run.ema,
+    }
+    found = [words for words, value in used.items() if value]
+    augment = "no augmentation" if run.augment == "none" else f"the augmentation {run.augment.replace('+', ' and ')}"
+    return f"Training images have {augment}{', with ' + ' and '.join(found) if found else ''}."
+
+
+def head(run: Run) -> str:
+    return "The classifier has a hidden layer of half its input's width with dropout 0.4." if run.head == "mlp" else ""
+
+
+def precision(run: Run) -> str:
+    return "" if run.precision == "float32" else f"Training is in mixed precision ({run.precision})."
