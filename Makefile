@@ -5,6 +5,7 @@ PYTHON ?= python3.11
 TORCH_BACKEND ?=
 RERUN ?=
 CLEAR ?=
+RUN ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +15,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # uv installs in parallel; it takes pip's extra places to look for packages with it
 UV := UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: help reproduce paper publish status knowledge test bench lint clean env tex
+.PHONY: help reproduce paper publish verify status knowledge test bench lint clean env tex
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -30,6 +31,9 @@ paper: ## build build/paper.pdf from the published records of all studies, or of
 
 publish: env ## copy your records of STUDY to experiments/results/<study>/ for committing
 	@$(BIN)/python -m kdfast publish --study $(STUDY)
+
+verify: env ## rerun a random cell of the published STUDY and compare: equal on the same processor and versions, else within its seeds' spread
+	@OMP_NUM_THREADS=1 $(BIN)/python -m kdfast verify --study $(STUDY) $(if $(RUN),--run $(RUN))
 
 status: env ## list the runs of STUDY: done, made by other code, failed or missing
 	@$(BIN)/python -m kdfast status --study $(STUDY)

@@ -1,4 +1,4 @@
-"""`python -m kdfast reproduce|paper|publish|status|knowledge`: what the Makefile's targets call."""
+"""`python -m kdfast reproduce|paper|publish|verify|status|knowledge`: what the Makefile's targets call."""
 
 import argparse
 import sys
@@ -14,6 +14,7 @@ def main(argv: list[str] | None = None) -> int:
         "reproduce": "train what is missing of a study, analyse your runs, build build/<study>/paper.pdf",
         "paper": "build build/paper.pdf from the published records; trains nothing",
         "publish": "copy your records of a study to experiments/results/<study>/",
+        "verify": "rerun a random cell of a published study and compare it with what was published",
         "status": "list a study's runs as done, made by other code, failed or missing",
         "knowledge": "list what is stored of teachers' answers",
     }.items():
@@ -24,6 +25,8 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("--study", default="" if name == "paper" else "digits")
         if name == "reproduce":
             command.add_argument("--rerun", action="store_true", help="retrain the runs made by other code")
+        if name == "verify":
+            command.add_argument("--run", default="", help="id of the run; default: one at random")
         if name in ("reproduce", "paper"):
             command.add_argument("snakemake", nargs="*", help="further arguments for snakemake, after --")
     args = parser.parse_args(argv)
@@ -41,6 +44,10 @@ def _run(args: argparse.Namespace) -> int:
     if args.command == "knowledge":
         workflow.show_knowledge(args.clear)
         return 0
+    if args.command == "verify":
+        from kdfast.verify import verify  # with torch
+
+        return 0 if verify(args.study, args.run).ok else 1
     if args.command == "publish":
         print(f"{workflow.publish(args.study)} records copied to {workflow.RESULTS / args.study}: commit them")
         return 0

@@ -6,7 +6,7 @@ from kdfast.data import ImageData, dataloaders
 from kdfast.datasets import load_data
 from kdfast.distill import Distill
 from kdfast.errors import KdfastError
-from kdfast.evaluation import agreement, metrics, predict
+from kdfast.evaluation import beside_teacher, metrics, predict
 from kdfast.experiment import Experiment
 from kdfast.knowledge import Stored
 from kdfast.methods import (
@@ -44,7 +44,7 @@ __all__ = [
     "AT", "CAT", "CC", "DIST", "DKD", "KD", "NKD", "NST", "OFD", "PKT", "RKD", "SP", "WSLD", "Distill", "Experiment", "FitNet",
     "Hard", "ImageData", "KdfastError", "Method", "Outputs", "Record", "Run", "Standardized", "Stored", "Study", "Sum", "Teacher",
     "Views",
-    "agreement", "architecture", "count_parameters", "create_learner", "create_method", "create_model", "dataloaders", "fit",
+    "architecture", "beside_teacher", "count_parameters", "create_learner", "create_method", "create_model", "dataloaders", "fit",
     "history", "load_data", "load_study", "load_teacher", "method_names", "metrics", "model_names", "predict", "ramp",
     "read_record", "read_records", "register", "register_model", "set_seed", "tidy",
 ]  # fmt: skip

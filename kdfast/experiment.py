@@ -16,7 +16,7 @@ from kdfast import provenance
 from kdfast.data import ImageData
 from kdfast.datasets import load_data
 from kdfast.errors import KdfastError, unknown
-from kdfast.evaluation import agreement, metrics, predict
+from kdfast.evaluation import beside_teacher, metrics, predict
 from kdfast.knowledge import Knowledge, Stored
 from kdfast.methods import create_method
 from kdfast.models import architecture, count_parameters
@@ -125,7 +125,7 @@ class Experiment:
         logits, labels = predict(self.learn.model, self.learn.dls[2])
         found["test"] = metrics(logits, labels)
         if self.taught is not None:
-            found["test"]["agreement"] = agreement(logits, self.taught)
+            found["test"] |= beside_teacher(logits, self.taught, labels)
         return found, logits, labels
 
     def _teachers_test_logits(self) -> torch.Tensor | None:
