@@ -54,29 +54,6 @@ def learning_curves(history: dict[str, list[float | None]]) -> Figure:
     return figure
 
 
-def training_curves(curves: pd.DataFrame) -> Figure:
-    """Validation loss and accuracy by epoch, a column a student: alone (dashed) and taught by each teacher, means over seeds."""
-    means = curves.groupby(["student", "teacher", "epoch"])[["valid_loss", "accuracy"]].mean().reset_index()
-    students = sorted(means.student.unique(), key=lambda s: -means[(means.student == s)].teacher.nunique())
-    students = [s for s in students if means[means.student == s].teacher.nunique() > 1] or students[:1]
-    teachers = sorted(set(means.teacher) - {"alone"})
-    colours = dict(zip(teachers, sns.color_palette("colorblind", len(teachers)), strict=True)) | {"alone": "black"}
-    size = (COLUMN, 3.8)
-    figure, axes = plt.subplots(2, len(students), figsize=size, sharex=True, squeeze=False, layout="constrained")
-    for column, student in zip(axes.T, students, strict=True):
-        for teacher, curve in means[means.student == student].groupby("teacher"):
-            style = {"color": colours[teacher], "ls": "--" if teacher == "alone" else "-", "lw": 1.2, "label": short(teacher)}
-            column[0].plot(curve.epoch, curve.valid_loss, **style)
-            column[1].plot(curve.epoch, 100 * curve.accuracy, **style)
-        column[0].set(title=f"student: {short(student)}", yscale="log")
-        column[1].set(xlabel="epoch")
-    axes[0, 0].set(ylabel="loss (nats)")
-    axes[1, 0].set(ylabel="accuracy (%)")
-    lines = {line.get_label(): line for ax in axes[0] for line in ax.get_lines()}
-    figure.legend(lines.values(), lines, loc="outside lower center", ncols=4, frameon=False)
-    return figure
-
-
 def family_styles(families: pd.Series) -> dict[str, tuple[tuple, str]]:
     """A colour and a marker for each family, the same wherever the same families are drawn."""
     names = sorted(families.dropna().unique())

@@ -84,8 +84,13 @@ class Section:
 def load(study: str, records: str) -> tuple[Study, list[Record], pd.DataFrame]:
     """A study, its records (`records`: "runs" or "published") and their tidy table."""
     plan = study_named(study)
-    found = [read_record(Path(record_path(run, study, records))) for run in plan.runs()]
+    found = [read_record(path) for path in record_paths(plan, study, records)]
     return plan, found, tidy(found)
+
+
+def record_paths(plan: Study, study: str, records: str) -> list[Path]:
+    """Where the records of a study lie, in the order of `load`."""
+    return [Path(record_path(run, study, records)) for run in plan.runs()]
 
 
 def describe(section: Section, study: Study, records: list[Record], runs: pd.DataFrame) -> None:

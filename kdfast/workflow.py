@@ -32,7 +32,7 @@ def questions(study: Study) -> tuple[str, ...]:
         return ("tuning",)
     if sum(len(method.each()) for method in study.methods) > 1:
         return ("methods",)
-    return ("same_architecture", "cross_architecture", "all_pairs", "training", "cost")
+    return ("same_architecture", "cross_architecture", "all_pairs", "training", "protocol", "calibration", "cost")
 
 
 def study_named(name: str) -> Study:
@@ -112,10 +112,11 @@ class Plan:
 
     @property
     def analysis_code(self) -> list[str]:
-        return [
-            f"kdfast/{name}.py"
-            for name in ("results", "stats", "plots", "report", "findings", "measured", "published", "curves", "recipe_words")
-        ]
+        names = (
+            "curves", "diagrams", "findings", "measured", "plots", "predictions", "published", "recipe_words", "report",
+            "results", "scrutiny", "stats",
+        )  # fmt: skip
+        return [f"kdfast/{name}.py" for name in names]
 
     @property
     def published_records(self) -> list[str]:

@@ -1,0 +1,72 @@
+"""Figures of how runs went and what their predictions are worth. No torch."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from kdfast.plots import COLUMN, MARKERS, short
+
+
+def training_curves(curves: pd.DataFrame) -> Figure:
+    """Validation loss and accuracy by epoch, a column a student: alone (dashed) and taught by each teacher, means over seeds."""
+    means = curves.groupby(["student", "teacher", "epoch"])[["valid_loss", "accuracy"]].mean().reset_index()
+    students = sorted(means.student.unique(), key=lambda s: -means[(means.student == s)].teacher.nunique())
+    students = [s for s in students if means[means.student == s].teacher.nunique() > 1] or students[:1]
+    teachers = sorted(set(means.teacher) - {"alone"})
+    colours = dict(zip(teachers, sns.color_palette("colorblind", len(teachers)), strict=True)) | {"alone": "black"}
+    size = (COLUMN, 3.8)
+    figure, axes = plt.subplots(2, len(students), figsize=size, sharex=True, squeeze=False, layout="constrained")
+    for column, student in zip(axes.T, students, strict=True):
+        for teacher, curve in means[means.student == student].groupby("teacher"):
+            style = {"color": colours[teacher], "ls": "--" if teacher == "alone" else "-", "lw": 1.2, "label": short(teacher)}
+            column[0].plot(curve.epoch, curve.valid_loss, **style)
+            column[1].plot(curve.epoch, 100 * curve.accuracy, **style)
+        column[0].set(title=f"student: {short(student)}", yscale="log")
+        column[1].set(xlabel="epoch")
+    axes[0, 0].set(ylabel="loss (nats)")
+    axes[1, 0].set(ylabel="accuracy (%)")
+    lines = {line.get_label(): line for ax in axes[0] for line in ax.get_lines()}
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def reliability(bins: pd.DataFrame) -> Figure:
+    """Accuracy against confidence, a panel a student: alone (dashed) and taught by each teacher; on the diagonal, calibrated.
+
+    `bins`: see `kdfast.scrutiny.reliability_bins`; those of fewer than one in a hundred examples are left out.
+    """
+    students = sorted(bins.student.unique())
+    teachers = sorted(set(bins.teacher) - {"alone"})
+    colours = dict(zip(teachers, sns.color_palette("colorblind", len(teachers)), strict=True)) | {"alone": "black"}
+    marks = dict(zip(teachers, MARKERS * 3, strict=False)) | {"alone": "."}
+    figure, axes = plt.subplots(1, len(students), figsize=(COLUMN, 2.9), sharey=True, squeeze=False)
+    for axis, student in zip(axes[0], students, strict=True):
+        axis.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
+        for teacher, rows in bins[(bins.student == student) & (bins.share >= 0.01)].groupby("teacher"):
+            look = {"ls": "--" if teacher == "alone" else "-", "color": colours[teacher], "marker": marks[teacher]}
+            axis.plot(rows.confidence, rows.accuracy, markersize=3, linewidth=1, label=short(teacher), **look)
+        axis.set(title=f"student: {short(student)}", xlabel="confidence", xlim=(0, 1), ylim=(0, 1))
+    axes[0, 0].set_ylabel("accuracy")
+    lines = {line.get_label(): line for ax in axes[0] for line in ax.get_lines() if not line.get_label().startswith("_")}
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=4, frameon=False)
+    sns.despine(figure)
+    return figure
+
+
+def last_against_best(runs: pd.DataFrame) -> Figure:
+    """Test accuracy of the epoch with the lowest validation loss against that of the last epoch, a point a run."""
+    figure, axis = plt.subplots(figsize=(0.5 * COLUMN, 2.9))
+    last, best = 100 * runs.test_top1, 100 * runs.best_test_top1
+    low, high = min(last.min(), best.min()), max(last.max(), best.max())
+    margin = 0.03 * (high - low) + 0.1
+    axis.plot([low - margin, high + margin], [low - margin, high + margin], color="0.6", linewidth=0.8)
+    kinds = np.where(runs.teacher.isna(), "alone", "distilled")
+    for kind, colour, marker in zip(("alone", "distilled"), sns.color_palette("colorblind"), MARKERS, strict=False):
+        look = {"color": [colour], "marker": marker, "alpha": 0.7, "linewidth": 0, "label": kind}
+        axis.scatter(last[kinds == kind], best[kinds == kind], 14, **look)
+    axis.set(xlabel="last epoch's test accuracy (%)", ylabel="best-validation epoch's (%)")
+    axis.legend(frameon=False)
+    sns.despine(figure)
+    return figure
