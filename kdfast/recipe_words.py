@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+import pandas as pd
+
 from kdfast.results import Record
 from kdfast.study import Run
 
@@ -76,3 +78,42 @@ def head(run: Run) -> str:
 
 def precision(run: Run) -> str:
     return "" if run.precision == "float32" else f"Training is in mixed precision ({run.precision})."
+
+
+NAMES = {
+    "epochs": "epochs", "batch_size": "batch size", "lr": "highest learning rate", "schedule": "schedule",
+    "optimizer": "optimizer", "momentum": "momentum", "weight_decay": "weight decay", "decay": "form of decay",
+    "decay_norms": "decay of norms and biases", "warmup": "warm-up (epochs)", "label_smoothing": "label smoothing",
+    "mixup": "MixUp", "cutmix": "CutMix", "ema": "average of weights", "augment": "augmentation",
+    "views": "views (0: one an epoch)", "image_size": "pixels", "weights": "initial weights", "head": "classifier",
+    "precision": "precision", "valid_part": "held out for validation", "folds": "folds", "method": "methods",
+    "method_args": "their arguments", "knowledge": "teacher's answers",
+}  # fmt: skip
+
+
+def table(records: Iterable[Record]) -> pd.DataFrame:
+    """Every hyper-parameter with all its values in the study, as plain text."""
+    runs = [Run(**record.parameters) for record in records]
+    return pd.DataFrame([{"parameter": name, "value": values(runs, key)} for key, name in NAMES.items()])
+
+
+def values(runs: list[Run], key: str) -> str:
+    """The distinct values of a parameter in words."""
+    if key == "momentum" and runs[0].schedule == "onecycle":
+        return "0.95 to 0.85 to 0.95, with the cycle"
+    if key in ("method", "method_args", "knowledge"):
+        runs = [run for run in runs if run.teacher]
+    found = {getattr(run, key) if key != "method_args" else _arguments(run) for run in runs}
+    return ", ".join(_word(key, value) for value in sorted(found)) or "none"
+
+
+def _word(key: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value == "":
+        return "random" if key == "weights" else "defaults"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _arguments(run: Run) -> str:
+    return " ".join(f"{k}={v}" for k, v in run.method_args.items())

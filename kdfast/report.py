@@ -98,6 +98,7 @@ def describe(section: Section, study: Study, records: list[Record], runs: pd.Dat
     first = records[0]
     data, counts = first.data, first.data["counts"]
     section.text("title", tex(study.title))
+    section.text("note", tex(study.note))
     section.text("dataset", tex(data["name"]))
     for part in ("train", "valid", "test"):
         section.number(f"{part}-images", counts[part], ",d")
@@ -108,6 +109,7 @@ def describe(section: Section, study: Study, records: list[Record], runs: pd.Dat
     section.number("runs", len(runs))
     section.number("seeds", runs.seed.nunique())
     section.text("recipe", recipe_words.sentences(records))
+    section.table("recipe", recipe_words.table(records).map(tex), align="ll")
     section.text("methods", tex(_methods(runs)))
     section.text("knowledge", _knowledge(runs))
     section.number("plateau", int(runs.plateau_reached.sum()))
@@ -153,7 +155,8 @@ def build_paper(pdf: Path, numbers: list[Path]) -> None:
     work.mkdir(parents=True)
     dates = re.findall(r"/date\}\{(.*?)\}", "".join(path.read_text() for path in numbers))
     newest = max(dates, key=_day, default="1 January 2026")
-    (work / "inputs.tex").write_text(_inputs(numbers, newest))
+    root = f"{os.path.relpath('.', pdf.parent)}/"  # links to notebooks start there
+    (work / "inputs.tex").write_text(_inputs(numbers, newest) + f"\\newcommand{{\\kdroot}}{{{root}}}\n")
     environment = os.environ | {
         "SOURCE_DATE_EPOCH": str(int(_day(newest).timestamp())),
         "FORCE_SOURCE_DATE": "1",

@@ -187,6 +187,7 @@ class Study(Strict):
     """A study file. Teachers and students are trained alone, then every pair by every method, each with every seed."""
 
     title: str
+    note: str = ""  # what a reader of its results must know, in sentences; printed in the paper
     dataset: str = "digits"
     image_size: int = Field(0, ge=0)
     valid_part: float = -1  # -1: the data set's usual; see Run

@@ -1,9 +1,8 @@
 """Trackers: where the curves of a run are logged beside its record, chosen by one name.
 
-Each gets the same numbers under the Recorder's names once an epoch, then the result, and each names the teacher's weights by
-the hash of their content. fastai's own callbacks do not serve: CSVLogger has no learning rate and empties its file at the
-next `learn.validate()`, TensorBoardCallback fails on hyper-parameters of torch's optimizers that are None, and WandbCallback
-on arguments of other callbacks that it takes apart; it also draws from torch's generator, which changes the weights.
+Each gets the same numbers under the Recorder's names once an epoch, then the result, and names the teacher's weights by the
+hash of their content. fastai's callbacks do not serve: CSVLogger has no learning rate and empties its file at `validate()`,
+TensorBoardCallback fails on torch's optimizers, WandbCallback on other callbacks, and it draws from torch's generator.
 """
 
 import atexit
@@ -28,22 +27,22 @@ TRACKERS = ("none", "csv", "tensorboard", "wandb")
 
 def create_tracker(name: str, run: Run, folder: Path, teacher: dict | None) -> list[Callback]:
     """The callbacks that log `run` under `folder`; `teacher` is its summary in the record. Nothing is written before a fit."""
-    kinds = {"csv": CSV, "tensorboard": TensorBoard, "wandb": WandB}
     if name not in TRACKERS:
         raise unknown("tracker", name, TRACKERS)
     if name in ("tensorboard", "wandb"):
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # wandb reports to its makers, offline too
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else wandb reports its own to its makers
         try:
             import_module(name)
         except ImportError:
             raise KdfastError(f"tracker {name} needs a package that is not installed: pip install {name}") from None
-    return [kinds[name](run, Path(folder), teacher)] if name in kinds else []
+    kinds = {"none": [], "csv": [CSV], "tensorboard": [TensorBoard], "wandb": [WandB]}
+    return [kind(run, Path(folder), teacher) for kind in kinds[name]]
 
 
 def log_result(callbacks: list[Callback], record: Record) -> None:
     """Log test metrics of the last and the best epoch and the weights' hash, and close the tracker, if there is one."""
-    result = {f"test_{key}": value for key, value in record.last["test"].items()}
-    result |= {f"best_test_{key}": value for key, value in record.best["test"].items()} | {"best_epoch": record.best["epoch"]}
+    last, best = record.last["test"].items(), record.best["test"].items()
+    result = {**{f"test_{k}": v for k, v in last}, **{f"best_test_{k}": v for k, v in best}, "best_epoch": record.best["epoch"]}
     for tracker in callbacks:
         if isinstance(tracker, Tracker) and tracker.state == "open":
             tracker.state = "closed"
@@ -51,10 +50,7 @@ def log_result(callbacks: list[Callback], record: Record) -> None:
 
 
 class Tracker(Callback):
-    """What all have in common; a kind has `open`, `log` (a row, None for a term that no batch had) and `close` (the result).
-
-    Neither the Learner nor a random generator is changed. Pickled with its Learner, it becomes an empty callback of fastai's.
-    """
+    """What all have in common: neither the Learner nor a random generator is changed. A kind has `open`, `log` and `close`."""
 
     order = Recorder.order + 1
 
@@ -62,7 +58,7 @@ class Tracker(Callback):
         self.folder, self.teacher, self.rows, self.state = folder, teacher, [], "new"
         self.about = {"id": run.id, **run.model_dump(), **{f"teacher_{key}": value for key, value in (teacher or {}).items()}}
 
-    def __reduce__(self):
+    def __reduce__(self):  # with its Learner
         return Callback, ()
 
     def before_fit(self):
@@ -94,13 +90,11 @@ class CSV(Tracker):
 
 
 class TensorBoard(Tracker):
-    """In `tensorboard/`: scalars, the teacher as text, and at the end parameters and result for the HParams tab."""
+    """`tensorboard/`: scalars, the teacher as text, and at the end parameters and result for the HParams tab."""
 
     def open(self):
-        from torch.utils.tensorboard import SummaryWriter
-
         rmtree(self.folder / "tensorboard", ignore_errors=True)  # a former attempt's curves would be drawn into these
-        self.writer = SummaryWriter(str(self.folder / "tensorboard"))
+        self.writer = import_module("torch.utils.tensorboard").SummaryWriter(str(self.folder / "tensorboard"))
         self.writer.add_text("teacher", json.dumps(self.teacher))
 
     def log(self, row, step):
@@ -118,28 +112,24 @@ class TensorBoard(Tracker):
 class WandB(Tracker):
     """A run of the project kdfast, offline in `wandb/` unless the user is logged in or WANDB_MODE says otherwise.
 
-    Weights are artifacts named by their run, whose only content is a reference to their SHA-256: equal weights are one version,
-    with the hash's first 12 digits as alias, which links the run that trained a teacher with those that used it.
+    Weights are artifacts named by their run, their only content a reference to their SHA-256, so that equal weights are one
+    version (alias: 12 digits of the hash), which links the run that trained a teacher with those that use it.
     """
 
-    def __init__(self, *args):
-        super().__init__(*args)
+    def open(self):
         self.wandb, asked = import_module("wandb"), os.environ.get("WANDB_MODE")
         known = self.wandb.api.api_key or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
         if asked == "online" and not known:  # wandb would ask for the key
-            raise KdfastError("WANDB_MODE is online and no account is known: run `wandb login`, or leave it out to log offline")
-        self.mode = None if known or asked else "offline"  # None: as wandb is configured
-
-    def open(self):
-        # Neither stdout nor notebook code is taken, no process measures the machine, and no other run of wandb is touched;
-        # what cannot be uploaded within a minute after the run waits for `wandb sync`.
+            raise KdfastError("WANDB_MODE is online and no account is known: run `wandb login`, or set it to offline")
+        mode = asked or (None if known else "offline")  # None: as wandb is configured
+        where = {"project": "kdfast", "name": self.about["id"], "dir": self.folder, "config": self.about, "mode": mode}
+        # neither stdout nor notebook code is taken, and other runs of wandb go on; what is not uploaded waits for `wandb sync`
         quiet = {"silent": True, "console": "off", "save_code": False, "x_disable_stats": True, "reinit": "create_new"}
-        where = {"project": "kdfast", "name": self.about["id"], "dir": self.folder, "mode": self.mode}
         try:
-            self.tracked = self.wandb.init(**where, config=self.about, settings={**quiet, "finish_timeout": 60})
+            self.tracked = self.wandb.init(**where, settings={**quiet, "init_timeout": 30, "finish_timeout": 60})
         except self.wandb.Error as error:
-            raise KdfastError(f"Weights & Biases does not start ({error}): set WANDB_MODE to offline to do without") from None
-        atexit.register(self.tracked.finish, exit_code=1)  # it is still open then only if the run failed
+            raise KdfastError(f"W&B does not start ({' '.join(str(error).split())}): set WANDB_MODE to offline") from None
+        atexit.register(self.tracked.finish, exit_code=1)  # nothing is left to finish then unless the run failed
         if self.teacher:
             self._version(self.teacher["run"], self.teacher["weights_sha256"], self.teacher, used=True)
 
@@ -150,11 +140,10 @@ class WandB(Tracker):
         self.tracked.summary.update(result | {"weights_sha256": weights})
         self._version(self.about["id"], weights, result, used=False)
         self.tracked.finish()
-        atexit.unregister(self.tracked.finish)
 
     def _version(self, run_id: str, weights: str, metadata: dict, used: bool):
         artifact = self.wandb.Artifact(run_id, "model", metadata=metadata | {"weights_sha256": weights})
         with redirect_stderr(StringIO()):  # it warns that it cannot check what is behind such an address
             artifact.add_reference(f"sha256:{weights}", WEIGHTS)
-        # with `used` what `use_artifact` does first, which itself refuses to work offline
-        self.tracked._log_artifact(artifact, aliases=[weights[:12]], use_after_commit=used)
+        if not self.tracked.disabled:  # by WANDB_MODE. Public `use_artifact` does the following too, but refuses offline
+            self.tracked._log_artifact(artifact, aliases=[weights[:12]], use_after_commit=used)

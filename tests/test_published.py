@@ -75,3 +75,10 @@ def test_a_recipe_is_told_in_words():
     assert "for 240 epochs with SGD with momentum 0.9, batches of 64 and weight decay 0.0005." in cifar
     assert "The learning rate is 0.01 to 0.05, times 0.1 after epochs 150, 180, 210." in cifar
     assert "from ImageNet weights" in pets and "hidden layer" in pets and "(float16)" in pets and "ends at epoch 10" in pets
+
+
+def test_every_hyper_parameter_is_listed_with_all_its_values():
+    rows = recipe_words.table(Stub(run) for run in load_study(STUDIES / "cifar100.yaml").runs()).set_index("parameter").value
+    assert rows["epochs"] == "240" and rows["highest learning rate"] == "0.01, 0.05" and rows["momentum"] == "0.9"
+    assert rows["initial weights"] == "random" and rows["decay of norms and biases"] == "yes" and rows["folds"] == "0"
+    assert rows["methods"] == "at, dist, dkd, kd, kd_std, sp" and "beta=6" in rows["their arguments"]
