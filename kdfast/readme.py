@@ -5,8 +5,9 @@ A test holds the README against them.
 
 from pathlib import Path
 
-from kdfast import findings, measured, plots, published, report, stats
-from kdfast.workflow import BENCHMARKS, STUDIES, unpublished
+from kdfast import costs, findings, measured, plots, published, report, stats
+from kdfast.comparison import compare
+from kdfast.workflow import BENCHMARKS, STUDIES, questions, study_named, unpublished
 from kdfast.workflow import published as workflow_published
 
 MARKS = "<!-- {}: written by python -m kdfast.readme -->\n", "<!-- end of {} -->"
@@ -14,29 +15,36 @@ MARKS = "<!-- {}: written by python -m kdfast.readme -->\n", "<!-- end of {} -->
 
 def plain_text(tex: str) -> str:
     """A sentence of `kdfast.findings` without its TeX."""
-    return tex.replace("$", "").replace("\\%", "%").replace("\\,", " ").replace("\\_", "_")
+    return tex.replace("$", "").replace("\\%", "%").replace("\\,", " ").replace("\\_", "_").replace("--", "–")
 
 
 def results() -> str:
-    """The findings of digits as Markdown."""
-    _, records, runs = report.load("digits", "published")
-    plain, distilled = runs[runs.teacher.isna()], stats.gains(runs)
-    methods = stats.gains(report.load("digits_methods", "published")[2])
-    lines = [
-        "- **Same architecture.** " + findings.family_sentence(distilled[distilled.pair == "same"], "same-architecture"),
-        "- **Cross architecture.** " + findings.family_sentence(distilled[distilled.pair == "cross"], "cross-architecture"),
-        "- **Which family?** " + findings.same_or_cross(distilled),
-        "- **Better teachers?** " + findings.better_teacher(distilled),
-        "- **Students above teachers?** " + findings.beats_teacher(distilled),
-        "- **Cost.** " + findings.cost_sentence(distilled, plain),
-        "- **Methods** (study digits_methods). " + findings.methods_sentence(methods),
-    ]
+    """The findings of the published studies that compare, and of digits_methods, as Markdown."""
+    told = [_compared(name) for name in workflow_published() if "all_pairs" in questions(study_named(name))]
+    study, _, runs = report.load("digits_methods", "published")
+    compared = compare(runs, report.record_paths(study, "digits_methods", "published"))
+    return "\n".join([*told, f"**{study.title}.** {plain_text(findings.methods_sentence(compared))}", ""])
+
+
+def _compared(name: str) -> str:
+    study, records, runs = report.load(name, "published")
+    c = compare(runs, report.record_paths(study, name, "published"))
     machine = records[0].hardware
     made = (
-        f"Digits, {len(runs)} runs, {runs.seed.nunique()} seeds, {runs.total_s.sum() / 60:.0f} minutes of run time on "
-        f"{machine['processor']} ({machine['cores']} cores, {machine['threads']} thread a run), code {runs.code_hash.iloc[0]}:"
+        f"**{study.title}.** {len(runs)} runs, {runs.seed.nunique()} seed{'s' * (runs.seed.nunique() > 1)}, "
+        f"{runs.total_s.sum() / 60:.0f} minutes of run time on {machine['processor']} ({machine['cores']} cores, "
+        f"{machine['threads']} thread a run), code {runs.code_hash.iloc[0]}. {study.note}"
     )
-    return plain_text("\n".join([made, "", *lines, ""]))
+    lines = [
+        "- **Same architecture.** " + findings.family_sentence(c, "same"),
+        "- **Cross architecture.** " + findings.family_sentence(c, "cross"),
+        "- **Which family?** " + findings.same_or_cross(c),
+        "- **Better teachers?** " + findings.better_teacher(c),
+        "- **Students above teachers?** " + findings.beats_teacher(c),
+        "- **Power.** " + findings.power(c),
+        "- **Cost.** " + costs.cost_sentence(c.distilled, c.plain),
+    ]
+    return made.strip() + "\n\n" + plain_text("\n".join([*lines, ""]))
 
 
 def studies() -> str:

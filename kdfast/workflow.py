@@ -113,8 +113,8 @@ class Plan:
     @property
     def analysis_code(self) -> list[str]:
         names = (
-            "curves", "diagrams", "findings", "measured", "plots", "predictions", "published", "recipe_words", "report",
-            "results", "scrutiny", "stats",
+            "comparison", "costs", "curves", "diagrams", "findings", "inference", "measured", "plots", "predictions", "published",
+            "recipe_words", "report", "results", "scrutiny", "stats", "tuning",
         )  # fmt: skip
         return [f"kdfast/{name}.py" for name in names]
 

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdfast import findings
+from kdfast import costs, findings
+from kdfast.comparison import compare
 from kdfast.stats import gains
 
 
@@ -27,27 +28,35 @@ def runs(same: float, cross: float, slope: float = 0, seeds: int = 5, teachers: 
     return pd.DataFrame(rows)
 
 
+def zero_mean(runs: pd.DataFrame) -> pd.DataFrame:
+    """The same with gains that are noise alone."""
+    noise = np.random.default_rng(1).normal(0, 0.01, len(runs))
+    twins = runs[runs.teacher.isna()].set_index(["student", "seed"]).test_top1
+    alone = twins.reindex(pd.MultiIndex.from_frame(runs[["student", "seed"]])).to_numpy()
+    return runs.assign(test_top1=np.where(runs.teacher.isna(), runs.test_top1, alone + noise - noise.mean()))
+
+
 @pytest.mark.parametrize(
-    ("gain", "said"),
+    ("gain", "said", "counts"),
     [
-        (0.01, "raised the student's accuracy"),
-        (-0.01, "lowered the student's accuracy"),
-        (0, "no effect of distillation is shown"),
+        (0.01, "raised the student's accuracy", "all of the 3 pairs gain and none of the 3 pairs lose"),
+        (-0.01, "lowered the student's accuracy", "none of the 3 pairs gain and all of the 3 pairs lose"),
+        (0, "no effect of distillation is shown", "none of the 3 pairs gain and none of the 3 pairs lose"),
     ],
 )
-def test_the_verdict_follows_the_interval(gain, said):
-    rng = np.random.default_rng(3)
-    distilled = gains(runs(gain, gain))
-    if not gain:
-        distilled["gain"] = rng.permutation(np.linspace(-1, 1, len(distilled)))
-    assert said in findings.family_sentence(distilled, "same-architecture")
+def test_the_verdict_follows_the_interval_and_pairs_are_counted_after_correction(gain, said, counts):
+    compared = compare(runs(gain, gain) if gain else zero_mean(runs(0, 0)))
+    sentence = findings.family_sentence(compared, "same")
+    assert said in sentence and counts in sentence
+    assert "5 seeds cannot give less than 0.062" in sentence
+    assert findings.decided(compared).to_numpy().all() == bool(gain)
 
 
 def test_a_family_without_pairs_and_a_single_seed_are_said_to_be_so():
-    assert (
-        findings.family_sentence(gains(runs(0, 0)).iloc[:0], "cross-architecture") == "This study has no cross-architecture pair."
-    )
-    assert "one seed allows no interval" in findings.family_sentence(gains(runs(0.01, 0.01, seeds=1)), "same-architecture")
+    same = runs(0, 0)
+    same = same[same.pair.isna() | (same.pair == "same")]
+    assert findings.family_sentence(compare(same), "cross") == "This study has no cross-architecture pair."
+    assert "one seed allows no interval" in findings.family_sentence(compare(runs(0.01, 0.01, seeds=1)), "same")
 
 
 @pytest.mark.parametrize(
@@ -55,32 +64,46 @@ def test_a_family_without_pairs_and_a_single_seed_are_said_to_be_so():
     [(0.02, 0.0, "own family was the better"), (0.0, 0.02, "another family was the better")],
 )
 def test_the_better_family_is_named(same, cross, said):
-    assert said in findings.same_or_cross(gains(runs(same, cross)))
+    assert said in findings.same_or_cross(compare(runs(same, cross)))
 
 
 def test_equal_families_are_not_told_apart():
-    distilled = gains(runs(0.01, 0.01))
-    distilled["gain"] = np.random.default_rng(0).normal(size=len(distilled))
-    assert "not shown that the family matters" in findings.same_or_cross(distilled)
+    assert "not shown that the family matters" in findings.same_or_cross(compare(zero_mean(runs(0, 0))))
 
 
-@pytest.mark.parametrize(("slope", "said"), [(0.002, "with a better student"), (-0.002, "with a worse student")])
+@pytest.mark.parametrize(("slope", "said"), [(0.002, "went with a better student"), (-0.002, "went with a worse student")])
 def test_better_teachers_are_credited_or_blamed_by_rank(slope, said):
-    assert said in findings.better_teacher(gains(runs(0.01, 0.01, slope, teachers=8)))
+    sentence = findings.better_teacher(compare(runs(0.01, 0.01, slope, teachers=10)))
+    assert f"a better teacher {said}" in sentence and f"a larger teacher {said}" in sentence
+
+
+def test_teachers_that_do_not_matter_are_no_evidence():
+    sentence = findings.better_teacher(compare(zero_mean(runs(0, 0, teachers=10))))
+    assert "no evidence that a better teacher makes a better student" in sentence and "went with" not in sentence
+
+
+def test_the_gap_recovered_is_withheld_where_the_teacher_is_not_better():
+    gap = 0.955 - 0.9  # of the only same-architecture teacher of two
+    sentence = findings.family_sentence(compare(runs(0.4 * gap, 0, teachers=2)), "same")
+    assert float(sentence.split("In the median pair, ")[1].split("\\,")[0]) == pytest.approx(40, abs=2)
+    worse = runs(0.01, 0.01)
+    worse.loc[worse.teacher.notna(), "teacher_top1"] = 0.5
+    assert "of the gap" not in findings.family_sentence(compare(worse), "same")
+    assert set(findings.pair_table(compare(worse), "same")["gap (\\%)"]) == {"--"}
 
 
 def test_few_teachers_allow_no_verdict_on_quality():
-    assert "no verdict on better teachers" in findings.better_teacher(gains(runs(0.01, 0.01, teachers=4)))
+    assert "no verdict on better teachers" in findings.better_teacher(compare(runs(0.01, 0.01, teachers=4)))
 
 
 def test_students_above_their_teacher_are_named():
-    assert "No distilled student" in findings.beats_teacher(gains(runs(0.01, 0.01)))
-    assert "a above t0" in findings.beats_teacher(gains(runs(0.06, 0.06)))
+    assert "No distilled student" in findings.beats_teacher(compare(runs(0.01, 0.01)))
+    assert "a above t0" in findings.beats_teacher(compare(runs(0.06, 0.06)))
 
 
 def test_cost_is_a_ratio_of_training_times():
     every = runs(0.01, 0.01)
-    said = findings.cost_sentence(gains(every), every[every.teacher.isna()])
+    said = costs.cost_sentence(gains(every), every[every.teacher.isna()])
     assert "took 1.50 to 1.50 times as long" in said and "9.0 to 9.0 seconds against 2.0" in said
     assert "stored answers of the teacher (a live teacher in 5 of 30 runs)" in said and "was 3.3\\,\\% of" in said
 

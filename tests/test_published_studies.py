@@ -3,7 +3,7 @@
 import pytest
 from conftest import ROOT
 
-from kdfast import findings
+from kdfast import tuning as chosen
 from kdfast.report import load
 
 
@@ -22,9 +22,9 @@ def test_learning_rates_alpha_and_temperature_are_the_best_of_the_tuning_on_vali
     study, _, _ = load("digits", "published")
     tuning, _, runs = load("digits_tuning", "published")
     plain = runs[runs.teacher.isna()]
-    for model, lr in findings.best_swept(tuning, plain).items():
+    for model, lr in chosen.best_swept(tuning, plain).items():
         assert study.training_of(model)["lr"] == tuning.training_of(model)["lr"] == lr, model
-    best = findings.method_means(runs[runs.teacher.notna()]).iloc[0]
+    best = chosen.method_means(runs[runs.teacher.notna()]).iloc[0]
     (method,) = study.methods
     assert " ".join(f"{k}={v}" for k, v in method.args.items()) == best.method_args
     assert not set(study.seeds) & set(tuning.seeds)

@@ -1,0 +1,65 @@
+"""A study's distilled students beside their undistilled twins: gains, their estimates cell by cell, and families of cells."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kdfast.inference import cell_estimates, gap_recovered, image_variances
+from kdfast.predictions import correct, read_predictions
+from kdfast.stats import CELL, Estimate, adjusted, family_test, gains
+
+FAMILIES = ("same", "cross", "all")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`cells`: one row a cell (teacher, student, method): `pair`, the estimates of `kdfast.inference.cell_estimates`, `holm` (p
+    corrected within its family of pairs), `bh` (within all) and `recovered` (fraction of the gap to the teacher).
+    """
+
+    plain: pd.DataFrame  # runs without a teacher
+    distilled: pd.DataFrame  # `kdfast.stats.gains`
+    cells: pd.DataFrame
+    images: dict[str, float]  # variance (points²) of each family's average gain due to the draw of test images; 0: not known
+
+    def family(self, name: str) -> pd.DataFrame:
+        """The distilled runs of `same`- or `cross`-architecture pairs, or `all`."""
+        return self.distilled if name == "all" else self.distilled[self.distilled.pair == name]
+
+    def cells_of(self, name: str) -> pd.DataFrame:
+        return self.cells if name == "all" else self.cells[self.cells.pair == name]
+
+    def average(self, name: str) -> Estimate:
+        """The average gain over a family's cells, with an interval for seeds and, where known, test images."""
+        return family_test(self.family(name), image_variance=self.images.get(name, 0.0))
+
+
+def compare(runs: pd.DataFrame, paths: Iterable[str | Path] | None = None) -> Comparison:
+    """Of a tidy table of runs; `paths`: their records', beside which lie the predictions that give the test images' variance."""
+    distilled = gains(runs)
+    plain = runs[runs.teacher.isna()]
+    if distilled.empty:
+        return Comparison(plain, distilled, pd.DataFrame(columns=[*CELL, "pair"]), {})
+    hits = _hits(runs, paths) if paths is not None else None
+    variances = None if hits is None else image_variances(distilled, hits)
+    cells = cell_estimates(distilled, variances)
+    keys = [name for name in CELL if name in distilled]
+    pairs = distilled.drop_duplicates(keys)[[*keys, "pair"]]
+    cells = cells.merge(pairs, on=keys).merge(gap_recovered(distilled)[[*keys, "recovered"]], on=keys)
+    cells["holm"] = cells.groupby("pair").p.transform(lambda p: adjusted(p, "holm"))
+    cells["bh"] = adjusted(cells.p, "fdr_bh")
+    return Comparison(plain, distilled, cells, {} if hits is None else _of_families(distilled, hits))
+
+
+def _hits(runs: pd.DataFrame, paths: Iterable[str | Path]) -> Callable[[str], np.ndarray]:
+    by_id = dict(zip(runs.id, paths, strict=True))
+    return lambda run: correct(read_predictions(by_id[run]))
+
+
+def _of_families(distilled: pd.DataFrame, hits: Callable[[str], np.ndarray]) -> dict[str, float]:
+    by_pair = image_variances(distilled, hits, by=["pair"])
+    whole = image_variances(distilled.assign(family="all"), hits, by=["family"])
+    return {key[0]: float(value) for series in (by_pair, whole) for key, value in series.items()}
