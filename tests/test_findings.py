@@ -3,8 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import PathCollection
 
-from kdfast import costs, findings
+from kdfast import costs, findings, plots
 from kdfast.comparison import compare
 from kdfast.stats import gains
 
@@ -114,3 +115,57 @@ def test_names_from_files_cannot_inject_tex():
     assert tex(r"\input{/etc/passwd} $x_1$ 5% #&~^") == (
         r"\textbackslash{}input\{/etc/passwd\} \$x\_1\$ 5\% \#\&\textasciitilde{}\textasciicircum{}"
     )
+
+
+# Marks and figures
+
+
+def texts(axis):
+    return [text.get_text() for text in axis.texts]
+
+
+def test_the_matrix_brackets_what_is_not_decided_and_nothing_else():
+    sure, open_ = compare(runs(0.02, 0.02)), compare(zero_mean(runs(0, 0)))
+    for compared, bracketed in ((sure, False), (open_, True)):
+        figure = plots.gain_matrix(compared.distilled, findings.decided(compared))
+        assert [text.startswith("(") for text in texts(figure.axes[0])] == [bracketed] * 6
+    assert all(text.startswith("+") for text in texts(plots.gain_matrix(sure.distilled, findings.decided(sure)).axes[0]))
+
+
+def test_points_of_the_scatter_are_the_means_over_seeds():
+    compared = compare(runs(0.02, 0.01))
+    figure = plots.teacher_against_student(compared.distilled.assign(teacher_family="x"), compared.plain)
+    drawn = sorted(tuple(dots.get_offsets()[0]) for dots in figure.axes[0].collections if isinstance(dots, PathCollection))
+    means = 100 * compared.distilled.groupby("teacher")[["teacher_top1", "test_top1"]].mean()
+    assert np.allclose(drawn, sorted(map(tuple, means.to_numpy())))
+
+
+def test_the_forest_has_the_best_method_on_top_and_words_name_it():
+    rng, rows = np.random.default_rng(0), []
+    for seed in range(5):
+        alone = 0.9 + rng.normal(0, 0.001)
+        common = {"student": "a", "seed": seed, "parameters": 10, "family": "x", "training_s": 1.0}
+        rows.append(common | {"teacher": None, "test_top1": alone})
+        for method, gain in {"good": 0.02, "idle": 0.0, "bad": -0.03}.items():
+            taught = {"teacher": "t", "pair": "same", "teacher_top1": 0.95, "teacher_parameters": 100, "method": method}
+            rows.append(common | taught | {"test_top1": alone + gain + rng.normal(0, 0.001)})
+    compared = compare(pd.DataFrame(rows))
+    assert [label.get_text() for label in plots.forest(findings.method_gains(compared)).axes[0].get_yticklabels()] == [
+        "good", "idle", "bad",
+    ]  # fmt: skip
+    said = findings.methods_sentence(compared)
+    assert "1 raise the student's accuracy (good) and 1 lower it (bad)" in said and "is that of good" in said
+
+
+def test_the_power_of_a_study_follows_its_spread():
+    narrow, wide = (findings.power(compare(zero_mean(runs(0, 0)).pipe(lambda r, k=k: spread_out(r, k)))) for k in (1, 4))
+    seeds = [int(said.split("1 (")[1].split(" seeds")[0]) for said in (narrow, wide)]
+    assert 10 < seeds[1] / seeds[0] < 20  # sixteen times the variance
+
+
+def spread_out(table: pd.DataFrame, factor: float) -> pd.DataFrame:
+    """Gains so many times as scattered."""
+    twins = table[table.teacher.isna()].set_index(["student", "seed"]).test_top1
+    alone = twins.reindex(pd.MultiIndex.from_frame(table[["student", "seed"]])).to_numpy()
+    taught = alone + factor * (table.test_top1 - alone)
+    return table.assign(test_top1=np.where(table.teacher.isna(), table.test_top1, taught))
