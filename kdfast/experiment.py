@@ -86,6 +86,7 @@ class Experiment:
         options = {"chunk": self.run.batch_size, "compiled": self.run.compile}
         self.teacher: Teacher | None = load_teacher(teacher_folder, self.data, **options) if self.run.teacher else None
         self.learn = create_learner(self.run, self.data, self.teacher, store_folder(self.runs))
+        self.initial = self._initial()
         self.trackers = create_tracker(self.tracker, self.run, self.folder, self._teacher_summary())
         self.learn.add_cbs(self.trackers)
         return self.learn
@@ -152,7 +153,7 @@ class Experiment:
                 "weights_sha256": hashlib.sha256(weights).hexdigest(),
                 "weights_bytes": len(weights),
                 **self._adapters(),
-                **self._initial(),
+                **self.initial,
             },
             teacher=self._teacher_summary(),
             knowledge=self._knowledge(),
@@ -194,11 +195,14 @@ class Experiment:
         return {"adapter_parameters": count} if count else {}
 
     def _initial(self) -> dict[str, dict]:
-        """Where the weights came from at the beginning, if they were not random; a file with its hash."""
+        """Where the weights came from, if they were not random, with the hash of the file or, of torchvision's, of the network."""
         file = Path(self.run.weights)
         if not self.run.weights:
             return {}
-        known = {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()} if file.is_file() else {}
+        if file.is_file():
+            known = {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        else:
+            known = {"network_sha256": hashlib.sha256(save(to_cpu(self.learn.model.state_dict()))).hexdigest()}
         return {"initial": {"weights": self.run.weights, **known}}
 
     def _teacher_summary(self) -> dict | None:

@@ -3,6 +3,7 @@
 What comes from outside is read without running any of it: safetensors, or torch's files with `weights_only=True`.
 """
 
+import re
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -15,6 +16,10 @@ from torch import Tensor, nn
 from kdfast.errors import KdfastError, unknown
 
 State = dict[str, Tensor]
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # classifiers of googlenet and inception_v3 that are not built
+DENSENET = re.compile(
+    r"(denselayer\d+\.(?:norm|relu|conv))\.([12])(?=\.)"
+)  # in its files with a dot that names may no longer have
 
 
 def adapt(model: nn.Module, name: str, weights: str, head: str) -> None:
@@ -66,7 +71,11 @@ def _imagenet(name: str, weights: str) -> State:
     if version not in known.__members__:
         raise unknown("ImageNet weights", version, known.__members__, name)
     try:
-        return known[version].get_state_dict(progress=True, check_hash=True, weights_only=True)
+        state = known[version].get_state_dict(progress=True, check_hash=True, weights_only=True)
+        return {DENSENET.sub(r"\1\2", key): value for key, value in state.items()}
+    except (EOFError, RuntimeError, UnpicklingError, AttributeError) as error:
+        kept = Path(torch.hub.get_dir()) / "checkpoints" / Path(known[version].url).name
+        raise KdfastError(f"the ImageNet weights of {name} in {kept} are damaged ({type(error).__name__}): remove them") from None
     except OSError as error:
         raise KdfastError(f"the ImageNet weights of {name} could not be downloaded ({error}): {known[version].url}") from None
 
@@ -88,14 +97,21 @@ def _replace(model: nn.Module, where: str) -> None:
 
 
 def _load(model: nn.Module, state: State, where: str, weights: str) -> None:
-    """All but the classifier must fit."""
-    ours = model.state_dict()
+    """All but the classifier must fit, and nothing be left over but auxiliary classifiers."""
+    ours, head = model.state_dict(), where.removesuffix(".") + "."
+    for key in state:
+        if key not in ours and not (isinstance(key, str) and key.startswith((head, *AUXILIARY))):
+            raise KdfastError(f"{weights} has {key}, which this network has not: it is of another network")
     for key, value in ours.items():
         theirs = state.get(key)
-        if theirs is None and not key.startswith(where):
+        if key.startswith(head) or (theirs is None and key.endswith("num_batches_tracked")):
+            continue  # a counter that old files lack
+        if theirs is None:
             raise KdfastError(f"{weights} has no weights named {key}: it is of another network")
-        if theirs is not None and theirs.shape != value.shape and not key.startswith(where):
+        if theirs.shape != value.shape:
             shapes = f"{tuple(theirs.shape)}, not {tuple(value.shape)}"
             raise KdfastError(f"{weights} has {key} of shape {shapes}: it is of another network or image size")
-    fitting = {key: state[key] for key, value in ours.items() if key in state and state[key].shape == value.shape}
-    model.load_state_dict(fitting, strict=False)
+    for key in list(ours):  # into their own state dict, which carries layers' versions
+        if key in state and state[key].shape == ours[key].shape:
+            ours[key] = state[key]
+    model.load_state_dict(ours)

@@ -48,6 +48,7 @@ def groups(t: Training) -> Callable[[nn.Module], list]:
 
     def apart(model: nn.Module) -> list[list[nn.Parameter]]:
         spared = {id(p): p for p in norm_bias_params(model)}
+        spared |= {id(p): p for name, p in model.named_parameters() if name.endswith("bias")}  # attention's too
         return [list(spared.values()), [p for p in model.parameters() if id(p) not in spared]]
 
     return (lambda model: list(model.parameters())) if t.decay_norms else apart

@@ -84,6 +84,8 @@ class Training(Strict):
             raise ValueError("milestones are for the schedule step")
         if self.warmup and (self.schedule == "onecycle" or self.warmup >= (self.period or self.epochs)):
             raise ValueError("warmup is for the schedules cosine, step and constant and is shorter than they are")
+        if self.schedule == "cosine" and 0 < self.period < self.epochs:
+            raise ValueError("period is at least epochs: after it the cosine would rise again")
         if self.mixup and self.cutmix:
             raise ValueError("give one of mixup and cutmix")
         return self

@@ -397,6 +397,19 @@ def test_smoothed_labels_change_the_gradient_as_they_should(digits):
     assert close(trace.states[-1], state(model))
 
 
+class Unmixed(Callback):
+    """The images before they are mixed."""
+
+    order = -1000
+
+    def before_fit(self):
+        self.images = []
+
+    def before_batch(self):
+        if self.training:
+            self.images.append(self.x.as_subclass(torch.Tensor).clone())
+
+
 class Mixed(Callback):
     """What the mixing callback drew, at every batch."""
 
@@ -414,12 +427,22 @@ class Mixed(Callback):
 @pytest.mark.parametrize("smoothing", [0, 0.1])
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_mixed_images_are_trained_against_both_labels_and_validated_plainly(digits, kind, smoothing):
-    valid, mixed = PlainValidation(), Mixed()
-    learn, trace, _ = trained(digits, valid, mixed, **{kind: 0.4}, label_smoothing=smoothing)
+    valid, mixed, unmixed = PlainValidation(), Mixed(), Unmixed()
+    learn, trace, _ = trained(digits, valid, mixed, unmixed, **{kind: 0.4}, label_smoothing=smoothing)
     for loss, logits, (_, y), (lam, y1) in zip(trace.losses, trace.logits, trace.batches, mixed.drawn, strict=True):
         own, other = (cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing) for labels in (y, y1))
         assert loss == pytest.approx((lam * own + (1 - lam) * other).mean().item(), rel=1e-5)
-    assert any((lam < 0.99).any() for lam, _ in mixed.drawn)
+    for plain, (x, y), (lam, y1) in zip(unmixed.images, trace.batches, mixed.drawn, strict=True):
+        lam = torch.as_tensor(lam).expand(len(x))[:, None, None, None]
+        if kind == "cutmix":  # every pixel is of one image or of another
+            own, others = x.eq(plain).all(1), x[:, None].eq(plain[None]).all(2)
+            assert others.any(1).all() and (own.float().mean((1, 2)) >= lam.flatten() - 1e-6).all()
+        else:  # what is left without the image itself is another one, which has the other label
+            clear = lam.flatten() < 0.95
+            rest = ((x - lam * plain) / (1 - lam))[clear].flatten(1)
+            distance, other = torch.cdist(rest, plain.flatten(1), compute_mode="donot_use_mm_for_euclid_dist").min(1)
+            assert distance.max() < 1e-3 and torch.equal(y[other], y1[clear])
+    assert any((lam < 0.9).any() for lam, _ in mixed.drawn)
     assert all(found == pytest.approx(own, rel=1e-5) for found, own in valid.pairs) and len(valid.pairs) == 2
     assert_plain(learn)
 
