@@ -195,7 +195,7 @@ class Experiment:
         return {"adapter_parameters": count} if count else {}
 
     def _initial(self) -> dict[str, dict]:
-        """Where the weights came from, if they were not random, with the hash of the file or, of torchvision's, of the network."""
+        """Where the weights came from, if not random, with the hash of the file or, of torchvision's, of the network."""
         file = Path(self.run.weights)
         if not self.run.weights:
             return {}

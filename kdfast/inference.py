@@ -17,7 +17,7 @@ from kdfast.errors import KdfastError
 from kdfast.stats import CELL, Estimate, t_interval
 
 LEAST_TEACHERS = 5  # for a verdict on teachers
-ALL_ORDERS, ORDERS = 7, 5000  # up to so many teachers every order is tried, beyond them so many
+ALL_ORDERS, ORDERS = 7, 2000  # up to so many teachers every order is tried, beyond them so many
 
 
 def image_variance(distilled: np.ndarray, alone: np.ndarray) -> float:
@@ -178,9 +178,8 @@ def _by_teacher(distilled: pd.DataFrame, by: str) -> tuple[np.ndarray, np.ndarra
     if differ.empty:
         return np.empty((0, 0)), np.empty((0, 0, 0))
     scaled = np.log2(differ[by]) if by == "teacher_parameters" else 100 * differ[by]
-    tables = differ.assign(x=scaled, y=100 * differ.test_top1).pivot_table(
-        index=["teacher", "student"], columns="seed", values=["x", "y"]
-    )
+    tables = pd.DataFrame({"x": scaled, "y": 100 * differ.test_top1}).groupby([differ.teacher, differ.student, differ.seed])
+    tables = tables.mean().unstack("seed")
     whole = tables["y"].dropna(axis=1)
     if whole.empty:
         raise KdfastError("no seed has every teacher of these runs: teachers cannot be compared")

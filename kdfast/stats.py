@@ -120,7 +120,7 @@ def family_difference(
 def _by_seed(distilled: pd.DataFrame) -> pd.DataFrame:
     """Gains in points, a row a seed that every cell has, a column a cell (its `pair` too); several runs of one are averaged."""
     cells = [name for name in ("pair", *CELL) if name in distilled]
-    table = distilled.pivot_table(index="seed", columns=cells, values="gain").dropna()
+    table = distilled.groupby(["seed", *cells]).gain.mean().unstack(cells).dropna(axis=1, how="all").dropna()
     if table.empty:
         raise KdfastError("no seed has every cell (teacher, student, method) of these runs: nothing can be paired")
     return table

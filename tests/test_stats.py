@@ -107,7 +107,7 @@ def test_equal_gains_are_certain():
 # A cell
 
 
-def drawn(n: int, studies: int = 1000, images: int = 300) -> tuple[pd.DataFrame, pd.Series]:
+def drawn(n: int, studies: int = 1000, images: int = 200) -> tuple[pd.DataFrame, pd.Series]:
     """Studies of two students by two teachers, `n` seeds, on test images drawn anew: distilled runs, and image variances.
 
     An image is solved where skill + ease > noise (probit). Skill varies with the training seed of the student and of its teacher,
@@ -119,18 +119,19 @@ def drawn(n: int, studies: int = 1000, images: int = 300) -> tuple[pd.DataFrame,
         chance = special.ndtr(skill[..., None] + ease[..., None, :] + own * rng.normal(size=ease.shape)[..., None, :])
         return rng.random(chance.shape, np.float32) < chance
 
-    rows, variances = [], {}
+    found, variances = [], {}
     for study in range(studies):
         ease = np.broadcast_to(rng.normal(size=images), (2, 2, images))
         alone = solved(0.5 + noise * rng.normal(size=(2, n)), ease[0])[:, None]
         teacher = taught * rng.normal(size=(2, n))
         distilled = solved(0.5 + gain[..., None] + noise * rng.normal(size=(2, 2, n)) + teacher, ease)
-        rows.append(grid(100 * (distilled.mean(-1) - alone.mean(-1)), study=study))
+        found.append(100 * (distilled.mean(-1) - alone.mean(-1)))
         for s, t in product(range(2), range(2)):
             variances[study, str(t), str(s), "kd"] = image_variance(distilled[s, t], alone[s, 0])
     spread = np.sqrt(1 + 1 + own**2 + noise**2)
     truth = special.ndtr((0.5 + gain) / np.hypot(spread, taught)) - special.ndtr(0.5 / spread)
-    runs = pd.concat(rows).assign(truth=lambda d: 100 * truth[d.student.astype(int), d.teacher.astype(int)])
+    one = grid(np.zeros((2, 2, n)), truth=100 * truth[..., None])
+    runs = one.loc[np.tile(one.index, studies)].assign(study=np.repeat(range(studies), len(one)), gain=np.ravel(found))
     return runs, pd.Series(variances).rename_axis(["study", "teacher", "student", "method"])
 
 
@@ -396,10 +397,10 @@ def test_a_seeds_teacher_and_student_go_together():
     assert shuffled.high - shuffled.low > 0.01
 
 
-@pytest.mark.parametrize(("teachers", "seeds"), [(6, 3), (9, 5)])
+@pytest.mark.parametrize(("teachers", "seeds"), [(6, 3), (8, 5)])
 def test_intervals_on_teachers_cover_a_population_of_teachers_and_seeds(teachers, seeds):
     rng, rho, covered, width = np.random.default_rng(teachers), 6 / np.pi * np.arcsin(0.8 / 2), [], []
-    for _ in range(250):
+    for _ in range(200):
         x, y = some_teachers(rng, teachers, seeds)
         found = teacher_quality(quality(x, y))
         # as if these were all teachers there are: the slope of each seed, and their t interval
@@ -407,8 +408,8 @@ def test_intervals_on_teachers_cover_a_population_of_teachers_and_seeds(teachers
         covered.append([e.low <= truth <= e.high for e, truth in ((found.rho, rho), (found.slope, 0.4), (by_seed, 0.4))])
         width.append(found.rho.high - found.rho.low)
     of_rho, of_slope, of_these_teachers = np.mean(covered, axis=0)
+    assert 0.9 <= of_slope <= 0.99  # 95 % and the noise of 200 simulations
     assert of_rho >= 0.92 and np.mean(width) < 1.4  # of 2: rather too wide, but not empty
-    assert 0.92 <= of_slope <= 0.98
     assert of_these_teachers < 0.8
 
 
