@@ -15,7 +15,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # uv installs in parallel; it takes pip's extra places to look for packages with it
 UV := UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: help reproduce paper publish verify status knowledge test bench lint clean env tex
+.PHONY: help reproduce paper publish verify efficiency status knowledge test bench lint clean env tex
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -34,6 +34,9 @@ publish: env ## copy your records of STUDY to experiments/results/<study>/ for c
 
 verify: env ## rerun a random cell of the published STUDY and compare: equal on the same processor and versions, else within its seeds' spread
 	@OMP_NUM_THREADS=1 $(BIN)/python -m kdfast verify --study $(STUDY) $(if $(RUN),--run $(RUN))
+
+efficiency: env ## measure speed, memory and size of STUDY's networks and exported students, on a quiet machine
+	@$(BIN)/python -m kdfast efficiency --study $(STUDY)
 
 status: env ## list the runs of STUDY: done, made by other code, failed or missing
 	@$(BIN)/python -m kdfast status --study $(STUDY)

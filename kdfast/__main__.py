@@ -1,4 +1,4 @@
-"""`python -m kdfast reproduce|paper|publish|verify|status|knowledge`: what the Makefile's targets call."""
+"""`python -m kdfast reproduce|paper|publish|verify|efficiency|status|knowledge`: what the Makefile's targets call."""
 
 import argparse
 import sys
@@ -15,6 +15,7 @@ def main(argv: list[str] | None = None) -> int:
         "paper": "build build/paper.pdf from the published records; trains nothing",
         "publish": "copy your records of a study to experiments/results/<study>/",
         "verify": "rerun a random cell of a published study and compare it with what was published",
+        "efficiency": "measure speed, memory and size of a study's networks and exported students",
         "status": "list a study's runs as done, made by other code, failed or missing",
         "knowledge": "list what is stored of teachers' answers",
     }.items():
@@ -27,6 +28,8 @@ def main(argv: list[str] | None = None) -> int:
             command.add_argument("--rerun", action="store_true", help="retrain the runs made by other code")
         if name == "verify":
             command.add_argument("--run", default="", help="id of the run; default: one at random")
+        if name == "efficiency":
+            command.add_argument("options", nargs="*", help="further arguments for python -m kdfast.efficiency, after --")
         if name in ("reproduce", "paper"):
             command.add_argument("snakemake", nargs="*", help="further arguments for snakemake, after --")
     args = parser.parse_args(argv)
@@ -48,6 +51,12 @@ def _run(args: argparse.Namespace) -> int:
         from kdfast.verify import verify  # with torch
 
         return 0 if verify(args.study, args.run).ok else 1
+    if args.command == "efficiency":
+        from kdfast.measuring import measure_study
+
+        with workflow.alone():
+            measure_study(args.study, args.options)
+        return 0
     if args.command == "publish":
         print(f"{workflow.publish(args.study)} records copied to {workflow.RESULTS / args.study}: commit them")
         return 0

@@ -1,7 +1,13 @@
 """What a study cost, as tables and sentences. TeX source."""
 
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
 import pandas as pd
 
+from kdfast.measuring import EFFICIENCY, result_path
 from kdfast.plots import short
 from kdfast.report import tex
 
@@ -43,4 +49,130 @@ def cost_sentence(distilled: pd.DataFrame, plain: pd.DataFrame) -> str:
         f"to {alone[distilled.student.unique()].max():.1f} for a student alone. Several runs shared the machine, so that "
         "seconds are indicative and only ratios are compared. Inference is unchanged by distillation: what a student saves "
         "is its size against the teacher's."
+    )
+
+
+# Inference
+
+
+def read_efficiency(names: Iterable[str], image_size: int, classes: int) -> dict[str, dict[str, Any]]:
+    """The measurements of these networks that are there (`kdfast.measuring`), by name."""
+    paths = {name: result_path(name, image_size, classes) for name in names}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
+
+
+def speed(measured: dict[str, Any], runtime: str = "torch", threads: int = 1) -> dict[str, Any]:
+    """A network's row of speed on the CPU."""
+    rows = measured["speed"]
+    return next(r for r in rows if r["runtime"] == runtime and r["threads"] == threads and r["device"] == "cpu")
+
+
+def efficiency_table(names: Iterable[str], measured: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """One row a network, -- where it was not measured: MFLOP, MB (torch, int8), MB of memory, ms at batch 1, images a second."""
+    columns = [
+        "network",
+        "MFLOP",
+        "file (MB)",
+        "int8 (MB)",
+        "memory, inference",
+        "training",
+        "ms (p95)",
+        "onnx",
+        "int8",
+        "images/s",
+    ]
+    rows = []
+    for name in names:
+        found = measured.get(name)
+        if found is None:
+            rows.append([tex(short(name)), *["--"] * (len(columns) - 1)])
+            continue
+        latency, peak = speed(found)["latency_s"], found["peak_bytes"]
+        rows.append([
+            tex(short(name)), f"{found['flops'] / 1e6:,.1f}", _mb(found["bytes"]["torch"]), _mb(found["bytes"]["int8"]),
+            _mb(peak.get("inference")), _mb(peak.get("training")),
+            f"{1e3 * latency['median']:.2f} ({1e3 * latency['p95']:.2f})",
+            *(f"{1e3 * speed(found, kind)['latency_s']['median']:.2f}" for kind in ("onnx", "int8")),
+            f"{speed(found)['throughput']['images_per_s']:,.0f}",
+        ])  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _mb(size: float | None) -> str:
+    return "--" if size is None else f"{size / 1e6:,.2f}"
+
+
+def inference_table(plain: pd.DataFrame, measured: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """One row a measured network: `top1` alone (mean over seeds), `latency_ms`, `memory_mb`, `size_mb`, `family`; numbers."""
+    rows = []
+    for name, found in measured.items():
+        runs = plain[plain.student == name]
+        memory = found["peak_bytes"].get("inference")
+        rows.append({
+            "network": name, "family": runs.family.iloc[0], "top1": 100 * runs.test_top1.mean(),
+            "latency_ms": 1e3 * speed(found)["latency_s"]["median"], "size_mb": found["bytes"]["torch"] / 1e6,
+            "memory_mb": float("nan") if memory is None else memory / 1e6,
+        })  # fmt: skip
+    return pd.DataFrame(rows, columns=["network", "family", "top1", "latency_ms", "size_mb", "memory_mb"])
+
+
+def efficiency_sentence(table: pd.DataFrame, pairs: pd.DataFrame) -> str:
+    """What the students save against their teachers; `pairs`: student and teacher of each measured pair."""
+    by_name = table.set_index("network")
+    pairs = pairs[pairs.student.isin(by_name.index) & pairs.teacher.isin(by_name.index)]
+    if pairs.empty:
+        return "Inference was not measured for a student and a teacher of this study (make efficiency does)."
+    said = []
+    for column, what in {
+        "latency_ms": "latency at batch 1",
+        "memory_mb": "peak memory at inference",
+        "size_mb": "size on disk",
+    }.items():
+        ratio = by_name[column].reindex(pairs.teacher).to_numpy() / by_name[column].reindex(pairs.student).to_numpy()
+        said.append(f"{what} {ratio.min():.1f} to {ratio.max():.1f} times")
+    return f"Against their teachers, the students have, by pair, less: {', '.join(said)} (CPU, one thread, torch)."
+
+
+def exported_table(study: str) -> pd.DataFrame:
+    """One row an exported student: test accuracy in % in torch, ONNX and int8, and the files' sizes; may be empty."""
+    path = EFFICIENCY / f"exported-{study}.json"
+    rows = json.loads(Path(path).read_text()) if path.is_file() else []
+    return pd.DataFrame([
+        {
+            "student": tex(short(row["student"])),
+            "taught by": tex(short(row["teacher"])) if row["teacher"] else "--",
+            **{kind: f"{100 * row['accuracy'][kind]:.2f}" for kind in ("torch", "onnx", "int8")},
+            "largest difference": f"{row['difference']:.1e}",
+            "onnx (MB)": _mb(row["onnx_bytes"]),
+            "int8 (MB)": _mb(row["int8_bytes"]),
+        }
+        for row in rows
+    ])  # fmt: skip
+
+
+def exported_sentence(study: str) -> str:
+    """What int8 costs in accuracy."""
+    path = EFFICIENCY / f"exported-{study}.json"
+    rows = json.loads(path.read_text()) if path.is_file() else []
+    if not rows:
+        return "No student of this study was exported."
+    loss = [100 * (row["accuracy"]["int8"] - row["accuracy"]["torch"]) for row in rows]
+    worst = max(row["difference"] for row in rows)
+    smaller = [row["onnx_bytes"] / row["int8_bytes"] for row in rows]
+    return (
+        f"Exported as ONNX, the students' logits differ by at most ${worst:.1e}$ from torch's; in int8 their files are "
+        f"{min(smaller):.1f} to {max(smaller):.1f} times smaller and their accuracy changes by ${min(loss):+.2f}$ to "
+        f"${max(loss):+.2f}$ points."
+    )
+
+
+def machine(measured: dict[str, dict[str, Any]]) -> str:
+    """Processor, versions, warm-up and repeats of the measurements."""
+    if not measured:
+        return "not measured"
+    first = next(iter(measured.values()))
+    s, hardware, versions = first["settings"], first["hardware"], first["packages"]
+    return tex(
+        f"{hardware['processor']}, torch {versions['torch']}, onnxruntime {versions['onnxruntime']}; {s['warm_up']} calls of "
+        f"warm-up, at least {s['repeats']} blocks of calls and {s['min_run_time']:g} s for each latency"
     )

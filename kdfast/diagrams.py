@@ -6,7 +6,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from kdfast.plots import COLUMN, MARKERS, short
+from kdfast.plots import COLUMN, MARKERS, family_styles, short
 
 
 def training_curves(curves: pd.DataFrame) -> Figure:
@@ -68,5 +68,25 @@ def last_against_best(runs: pd.DataFrame) -> Figure:
         axis.scatter(last[kinds == kind], best[kinds == kind], 14, **look)
     axis.set(xlabel="last epoch's test accuracy (%)", ylabel="best-validation epoch's (%)")
     axis.legend(frameon=False)
+    sns.despine(figure)
+    return figure
+
+
+def pareto(table: pd.DataFrame, students: list[str]) -> Figure:
+    """Accuracy against latency, memory and size (`kdfast.costs.inference_table`), students filled; the line: the Pareto front."""
+    columns = {"latency_ms": "latency, batch 1 (ms)", "memory_mb": "memory, inference (MB)", "size_mb": "size on disk (MB)"}
+    figure, axes = plt.subplots(1, 3, figsize=(COLUMN, 2.7), sharey=True)
+    styles = family_styles(table.family)
+    for axis, (column, label) in zip(axes, columns.items(), strict=True):
+        known = table.dropna(subset=[column]).sort_values([column, "top1"], ascending=[True, False])
+        front = known[known.top1 > known.top1.cummax().shift(fill_value=-np.inf)]
+        axis.step(front[column], front.top1, where="post", color="0.6", linewidth=0.8, zorder=1)
+        for row in known.itertuples():
+            colour, marker = styles[row.family]
+            face = colour if row.network in students else "white"
+            axis.scatter(getattr(row, column), row.top1, 26, facecolor=[face], edgecolor=[colour], marker=marker, zorder=2)
+            axis.annotate(short(row.network), (getattr(row, column), row.top1), (3, 3), textcoords="offset points", fontsize=6)
+        axis.set(xlabel=label, xscale="log")
+    axes[0].set_ylabel("test accuracy, alone (%)")
     sns.despine(figure)
     return figure

@@ -162,7 +162,7 @@ def teacher_quality(distilled: pd.DataFrame, by: str = "teacher_top1", confidenc
     low, high, _ = t_interval(_z(x, y), z_of_seeds, seeds - 1, z_of_teachers, confidence)
     if seeds > 1:
         low, high = min(np.tanh(low), rho), max(np.tanh(high), rho)
-    slope, df = _slope(x, y), _joint_df((slope_of_teachers, teachers - 2), (slope_of_seeds, seeds - 1))
+    slope, df = _slope(x, y), joint_df((slope_of_teachers, teachers - 2), (slope_of_seeds, seeds - 1))
     line = [float(v) for v in t_interval(slope, slope_of_teachers + slope_of_seeds, df, confidence=confidence)]
     return TeacherQuality(
         Estimate(rho, float(low), float(high), seeds, p, least),
@@ -232,7 +232,7 @@ def _jackknife(left_out: list[float]) -> float:
     return (len(left_out) - 1) * float(np.var(left_out))
 
 
-def _joint_df(*parts: tuple[float, int]) -> float:
+def joint_df(*parts: tuple[float, int]) -> float:
     """Satterthwaite's degrees of freedom of a sum of variances, each given with its own; 0 where one of them is unknown."""
     total = sum(variance for variance, _ in parts)
     return total**2 / sum(variance**2 / df for variance, df in parts) if total > 0 else min(df for _, df in parts)

@@ -5,7 +5,8 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +33,7 @@ def questions(study: Study) -> tuple[str, ...]:
         return ("tuning",)
     if sum(len(method.each()) for method in study.methods) > 1:
         return ("methods",)
-    return ("same_architecture", "cross_architecture", "all_pairs", "training", "protocol", "calibration", "cost")
+    return ("same_architecture", "cross_architecture", "all_pairs", "training", "protocol", "calibration", "cost", "efficiency")
 
 
 def study_named(name: str) -> Study:
@@ -124,6 +125,11 @@ class Plan:
         return sorted(map(str, RESULTS.glob("*/*.json")))
 
     @property
+    def measured(self) -> list[str]:
+        """What `make efficiency` left."""
+        return sorted(map(str, (BENCHMARKS / "efficiency").glob("*.json")))
+
+    @property
     def benchmarks(self) -> list[str]:
         """The benchmarks' results."""
         return sorted(map(str, BENCHMARKS.glob("*.json")))
@@ -182,6 +188,19 @@ def published() -> list[str]:
     return sorted(p.name for p in RESULTS.iterdir() if any(p.glob("*.json"))) if RESULTS.is_dir() else []
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Nothing else of this checkout's makes runs meanwhile; the lock goes with the process, however it ends."""
+    Path("build").mkdir(exist_ok=True)
+    with open("build/.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("waiting for another make in this checkout to finish …", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def snakemake(studies: list[str], records: str, extra: list[str]) -> int:
     """Run Snakemake over these studies, with a lock on the checkout; returns its exit code."""
     if not studies:
@@ -194,13 +213,7 @@ def snakemake(studies: list[str], records: str, extra: list[str]) -> int:
         fetch_data(wanted)
         estimate_costs(wanted)
     planned = plan(studies, records)
-    Path("build").mkdir(exist_ok=True)
-    with open("build/.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("waiting for another make in this checkout to finish …", file=sys.stderr, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone():
         # --nolock: Snakemake's own lock outlives a kill, ours does not. --ignore-incomplete: what is there is whole, for
         # everything is written atomically, so that a run that was finished when Snakemake was killed is not trained again.
         command = [

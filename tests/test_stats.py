@@ -17,6 +17,7 @@ from kdfast.inference import (
     gap_recovered,
     image_variance,
     image_variances,
+    joint_df,
     seed_variance,
     teacher_quality,
 )
@@ -279,9 +280,9 @@ def test_the_difference_of_families_is_paired_by_seed():
 def test_students_may_weigh_alike_in_both_families():
     level = np.array([10.0, 0.0])[:, None, None]  # the first student gains more from anyone, and has most of the "same" teachers
     pair = np.array([["same", "same", "cross"], ["same", "cross", "cross"]])[..., None]
-    runs = grid(np.broadcast_to(level, (2, 3, 3)) + np.arange(3.0), pair=pair)
-    assert family_difference(runs).mean == pytest.approx(10 / 3)
-    assert family_difference(runs, within_student=True).mean == pytest.approx(0)
+    runs = grid(level + (pair == "same") + np.arange(3.0), pair=pair)
+    assert family_difference(runs).mean == pytest.approx(13 / 3)
+    assert family_difference(runs, within_student=True).mean == pytest.approx(1)
     with pytest.raises(KdfastError, match="does not hold both"):
         family_difference(runs[runs.pair == "same"])
     with pytest.raises(KdfastError, match="no student has both"):
@@ -372,6 +373,13 @@ def test_of_size_the_slope_is_points_a_doubling():
     assert found.slope.low < 0.7 < found.slope.high and found.slope.mean == pytest.approx(0.7, abs=0.01)
     assert found.rho.mean == 1 and 0 < found.rho.low < 1 == pytest.approx(found.rho.high, abs=0.01)
     assert teacher_quality(quality(np.full((6, 3), 80.0), y, size)) is None  # equally good
+
+
+def test_two_estimated_variances_join_as_in_welchs_test():
+    a, b = np.random.default_rng(0).normal(size=(2, 8)) * [[1], [3]]
+    welch = scipy_stats.ttest_ind(a, b[:5], equal_var=False)
+    assert joint_df((a.var(ddof=1) / 8, 7), (b[:5].var(ddof=1) / 5, 4)) == pytest.approx(welch.df)
+    assert joint_df((1.0, 4), (np.nan, 0)) == 0
 
 
 def test_below_five_teachers_there_is_no_verdict():
