@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from kdfast.plots import COLUMN, MARKERS, family_styles, short
 
@@ -88,5 +89,34 @@ def pareto(table: pd.DataFrame, students: list[str]) -> Figure:
             axis.annotate(short(row.network), (getattr(row, column), row.top1), (3, 3), textcoords="offset points", fontsize=6)
         axis.set(xlabel=label, xscale="log")
     axes[0].set_ylabel("test accuracy, alone (%)")
+    sns.despine(figure)
+    return figure
+
+
+def teacher_quality(distilled: pd.DataFrame) -> Figure:
+    """Distilled students' accuracy against their teachers' accuracy and size, a line a student, markers by teacher's family."""
+    means = distilled.groupby(["student", "teacher", "teacher_family"])[
+        ["teacher_top1", "teacher_parameters", "test_top1"]
+    ].mean()
+    means = means.reset_index().sort_values("teacher_top1")
+    styles = family_styles(means.teacher_family)
+    figure, axes = plt.subplots(1, 2, figsize=(COLUMN, 2.8), sharey=True)
+    looks = {"teacher_top1": ("teacher's test accuracy (%)", 100), "teacher_parameters": ("teacher's parameters", 1)}
+    for axis, (column, (label, scale)) in zip(axes, looks.items(), strict=True):
+        for dashes, (student, rows) in zip(("-", "--", ":", "-."), means.groupby("student"), strict=False):
+            line = rows.sort_values(column)
+            axis.plot(scale * line[column], 100 * line.test_top1, dashes, color="0.5", linewidth=0.8, label=short(student))
+        for row in means.itertuples():
+            colour, marker = styles[row.teacher_family]
+            axis.scatter(scale * getattr(row, column), 100 * row.test_top1, 22, color=[colour], marker=marker, zorder=2)
+        axis.set(xlabel=label)
+    axes[1].set_xscale("log")
+    axes[1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[1].xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes[1].xaxis.set_minor_locator(NullLocator())
+    axes[0].set_ylabel("distilled student (%)")
+    lines = axes[0].get_legend_handles_labels()[0]
+    families = [plt.Line2D([], [], color=c, marker=m, ls="", label=f"teacher: {name}") for name, (c, m) in styles.items()]
+    figure.legend(handles=[*lines, *families], loc="outside lower center", ncols=4, frameon=False)
     sns.despine(figure)
     return figure

@@ -97,6 +97,19 @@ def _made(study: str) -> dict[str, str]:
     }
 
 
+def data_table(done: list[str]) -> pd.DataFrame:
+    """One row a data set of the studies that were run: classes, pixels, images of each part, where it was found, fingerprint."""
+    rows = {}
+    for name in done:
+        data = load(name, "published")[1][0].data
+        parts = " / ".join(f"{data['counts'][part]:,d}" for part in ("train", "valid", "test"))
+        rows[data["fingerprint"]] = {
+            "data set": tex(data["name"]), "classes": len(data["classes"]), "pixels": data["image_size"],
+            "train / valid / test": parts, "found as": tex(data.get("source") or "--"), "fingerprint": tex(data["fingerprint"]),
+        }  # fmt: skip
+    return pd.DataFrame(rows.values())
+
+
 def verdict(difference: Estimate) -> str:
     """`below` or `above` where the interval leaves zero out, else `open`."""
     return {"raises": "above", "lowers": "below"}.get(difference.verdict, "open")

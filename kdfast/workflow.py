@@ -33,7 +33,10 @@ def questions(study: Study) -> tuple[str, ...]:
         return ("tuning",)
     if sum(len(method.each()) for method in study.methods) > 1:
         return ("methods",)
-    return ("same_architecture", "cross_architecture", "all_pairs", "training", "protocol", "calibration", "cost", "efficiency")
+    return (
+        "same_architecture", "cross_architecture", "all_pairs", "teacher_quality", "training", "protocol", "calibration", "cost",
+        "efficiency",
+    )  # fmt: skip
 
 
 def study_named(name: str) -> Study:
