@@ -94,7 +94,7 @@ class Distill(Callback):
             return
         # of the adapters, and of whatever is drawn to make a teacher that is made only now: the adapters must not depend on that
         self.stream, self.teachers_stream = OwnStream(), OwnStream()
-        self.met, self.fitted = False, False
+        self.met, self.fitted, self.resumed = False, False, None
         self.teacher.meet(self.learn)
         self._check_loss()
         self._choose_source()
@@ -147,6 +147,7 @@ class Distill(Callback):
             with self.stream:
                 self._fit_taps(tuple(x[:2] for x in self.xb))
             self.fitted = True
+            self.stream.mine = self.resumed or self.stream.mine  # as it was before the run was interrupted
         self.seen = watch_once(self.learn.model, self.taps.points)
 
     def after_loss(self):
@@ -277,6 +278,20 @@ class Distill(Callback):
         except (OSError, KeyError, RuntimeError, TypeError, UnpicklingError) as error:
             raise KdfastError(f"{path} is no checkpoint of Distill.save ({type(error).__name__}): give one that is") from None
         return self
+
+    # A run that goes on from kdfast.checkpoint
+
+    def snapshot(self) -> dict[str, Any]:
+        """What the next epochs depend on, and the seconds spent on the teacher."""
+        spent = {"teacher_s": self.teacher_s, "waited": self.knowledge.waited if self.knowledge else 0.0}
+        return self.state_dict() | {"streams": [self.stream.mine, self.teachers_stream.mine]} | spent
+
+    def resume(self, state: dict[str, Any]) -> None:
+        self.load_state_dict(state)
+        self.stream.mine, self.teachers_stream.mine = state["streams"]
+        self.resumed, self.teacher_s = self.stream.mine, state["teacher_s"]
+        if self.knowledge is not None:
+            self.knowledge.seconds, self.knowledge.waited = state["teacher_s"], state["waited"]
 
     # What cannot work
 

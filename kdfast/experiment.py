@@ -1,6 +1,7 @@
 """One run from its parameters to its record: what `experiments/experiment.ipynb` calls."""
 
 import hashlib
+import os
 import time
 import warnings
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from fastai.learner import Learner
 from safetensors.torch import save
 
 from kdfast import provenance
+from kdfast.checkpoint import Checkpoint
 from kdfast.data import ImageData
 from kdfast.datasets import load_data
 from kdfast.errors import KdfastError, unknown
@@ -35,6 +37,9 @@ from kdfast.study import PLAIN, Run, check_parameters, dataset_slug
 from kdfast.teacher import Teacher, load_teacher
 from kdfast.trackers import create_tracker, log_result
 from kdfast.training import create_learner, fit, history, plateau, to_cpu
+
+CHECKPOINT = "checkpoint.pt"
+EVERY = float(os.environ.get("KDFAST_CHECKPOINT_S", 20))  # seconds between checkpoints, at least
 
 
 class Experiment:
@@ -88,14 +93,28 @@ class Experiment:
         self.learn = create_learner(self.run, self.data, self.teacher, store_folder(self.runs))
         self.initial = self._initial()
         self.trackers = create_tracker(self.tracker, self.run, self.folder, self._teacher_summary())
-        self.learn.add_cbs(self.trackers)
+        self.learn.add_cbs([*self.trackers, Checkpoint(self.folder / CHECKPOINT, self._about(), EVERY)])
         return self.learn
+
+    def _about(self) -> dict:
+        """What must be equal for a run to go on from a checkpoint."""
+        device = str(self.learn.dls.device)
+        teacher = self.teacher.record.model["weights_sha256"] if self.teacher else None
+        machine = provenance.hardware(device, torch.get_num_threads())
+        return {
+            "run": self.run.id,
+            "data": self.data.fingerprint,
+            "teacher": teacher,
+            "code": provenance.code_hash(),
+            "versions": provenance.versions(),
+            "machine": [machine[key] for key in ("processor", "device", "threads")],
+        }
 
     def fit(self, progress: bool = True) -> None:
         """Train; the seconds it takes go into the record."""
         start = time.perf_counter()
         fit(self.learn, self.run, progress)
-        self.seconds["training"] = time.perf_counter() - start
+        self.seconds["training"] = time.perf_counter() - start + self.learn.checkpoint.before
 
     def finish(self) -> Record:
         """Evaluate the last and the best epoch's weights and write weights, predictions and record."""
@@ -114,6 +133,7 @@ class Experiment:
         write_atomically(self.folder / WEIGHTS, weights)
         write_atomically(self.folder / PREDICTIONS, packed.getvalue())
         write_record(record, self.folder / RECORD)
+        self.learn.checkpoint.remove()
         try:
             log_result(self.trackers, record)
         except Exception as error:  # a tracker's trouble at the end must not cost the run
@@ -143,7 +163,7 @@ class Experiment:
     def _record(self, weights: bytes, last: dict, best: dict) -> Record:
         curves = history(self.learn)
         model = self.learn.model
-        total = time.perf_counter() - self.began
+        total = time.perf_counter() - self.began + self.learn.checkpoint.before
         return Record(
             id=self.run.id,
             parameters=self.run.model_dump(),
@@ -169,12 +189,17 @@ class Experiment:
             code={"hash": provenance.code_hash(), **provenance.git_state()},
             packages=provenance.versions(),
             hardware=provenance.hardware(str(self.learn.dls.device), torch.get_num_threads()),
-            time={"started": self.started.isoformat(timespec="seconds"), **self.seconds, "total": total},
+            time={"started": self.started.isoformat(timespec="seconds"), **self.seconds, "total": total} | self._interrupted(),
             history=curves,
             plateau=plateau(curves["valid_loss"]),
             last=last,
             best=best,
         )
+
+    def _interrupted(self) -> dict[str, int]:
+        """How often the run went on from a checkpoint, where it did."""
+        times = self.learn.checkpoint.resumed
+        return {"resumed": times} if times else {}
 
     def _knowledge(self) -> dict | None:
         """Where the teacher's answers came from, and the seconds of the training that went into making them."""

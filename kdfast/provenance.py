@@ -17,9 +17,9 @@ RUNS = ROOT / "runs" if NOTEBOOK.is_file() else Path("runs")  # every run of thi
 # The modules that can change the outcome of a run: what training and evaluation import. Analysis and workflow are left
 # out, so that a new figure does not make hours of training look outdated.
 RUN_MODULES = (
-    "adapters", "augment", "catalogue", "cifar", "companion", "data", "datasets", "distill", "evaluation", "experiment", "hooks",
-    "images", "knowledge", "layers", "losses", "method", "methods", "models", "pretrained", "randomness", "recipe", "splits",
-    "store", "taps", "teacher", "trackers", "training",
+    "adapters", "augment", "catalogue", "checkpoint", "cifar", "companion", "data", "datasets", "distill", "evaluation",
+    "experiment", "hooks", "images", "knowledge", "layers", "losses", "method", "methods", "models", "pretrained", "randomness",
+    "recipe", "splits", "store", "taps", "teacher", "trackers", "training",
 )  # fmt: skip
 PLUGINS = ROOT / "plugins" if NOTEBOOK.is_file() else Path("plugins")  # a user's own methods and models, *.py
 PACKAGES = ("torch", "torchvision", "fastai", "numpy", "scikit-learn", "pillow")

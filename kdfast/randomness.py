@@ -17,26 +17,27 @@ class OwnStream:
         self.mine = None
 
     def __enter__(self) -> "OwnStream":
-        self.outside = random.getstate(), np.random.get_state(), _torch_states()
+        self.outside = random.getstate(), np.random.get_state(), torch_states()
         if self.mine is not None and len(self.mine) == len(self.outside[2]):
-            _set_torch_states(self.mine)
+            set_torch_states(self.mine)
         return self
 
     def __exit__(self, *exception) -> None:
-        self.mine = _torch_states()
-        python, numpy, torch_states = self.outside
+        self.mine = torch_states()
+        python, numpy, torch_outside = self.outside
         random.setstate(python)
         np.random.set_state(numpy)
-        _set_torch_states(torch_states)
+        set_torch_states(torch_outside)
 
 
-def _torch_states() -> list[torch.Tensor]:
+def torch_states() -> list[torch.Tensor]:
     """The CPU generator's state, then each CUDA device's if CUDA is in use."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     return [torch.get_rng_state(), *(torch.cuda.get_rng_state(i) for i in devices)]
 
 
-def _set_torch_states(states: list[torch.Tensor]) -> None:
+def set_torch_states(states: list[torch.Tensor]) -> None:
+    """Take up what `torch_states` gave."""
     torch.set_rng_state(states[0])
     for i, state in enumerate(states[1:]):
         torch.cuda.set_rng_state(state, i)

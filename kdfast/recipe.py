@@ -133,6 +133,13 @@ class AverageWeights(Callback):
     def after_fit(self):
         self.average, self.trained = None, None
 
+    def snapshot(self):
+        return {"average": self.average.state_dict(), "trained": self.trained}
+
+    def resume(self, state):
+        self.average.load_state_dict(state["average"])
+        self.trained = state["trained"]
+
 
 def recipe_callbacks(t: Training) -> list[Callback]:
     """The callbacks of what is not optimizer or schedule."""

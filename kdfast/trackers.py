@@ -74,6 +74,14 @@ class Tracker(Callback):
             self.rows.append({"epoch": self.epoch, **row, "lr": self.recorder.lrs[-1]})
             self.log({name: value for name, value in self.rows[-1].items() if value is not None}, len(self.rows) - 1)
 
+    def snapshot(self):
+        return {"rows": [{k: None if v is None else float(v) for k, v in row.items()} for row in self.rows]}
+
+    def resume(self, state):
+        for row in state["rows"]:
+            self.rows.append(row)
+            self.log({name: value for name, value in row.items() if value is not None}, len(self.rows) - 1)
+
 
 class CSV(Tracker):
     """`history.csv`, a row an epoch; what is no curve is in `tracker.json` beside it."""

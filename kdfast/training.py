@@ -2,6 +2,7 @@
 
 import math
 import random
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from fastcore.foundation import L
 from torch import Tensor
 from torch.amp import GradScaler
 
+from kdfast.checkpoint import from_epoch
 from kdfast.data import ImageData, dataloaders
 from kdfast.distill import Distill
 from kdfast.errors import KdfastError
@@ -66,6 +68,12 @@ class KeepBest(Callback):
         if loss < self.best_loss:
             self.best_loss, self.best_epoch = loss, self.epoch
             self.best_state = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+
+    def snapshot(self):
+        return {"loss": self.best_loss, "epoch": self.best_epoch, "state": self.best_state}
+
+    def resume(self, state):
+        self.best_loss, self.best_epoch, self.best_state = state["loss"], state["epoch"], state["state"]
 
 
 class Views(Callback):
@@ -127,11 +135,14 @@ def _speed(run: Run, device: torch.device) -> list[Callback]:
 
 
 def fit(learn: Learner, run: Run, progress: bool = True) -> None:
-    """Train as the run says. Without `progress`, no bar and no table are drawn."""
-    if progress:
-        learn.fit(run.epochs, run.lr, cbs=schedule(run))
-        return
-    with learn.removed_cbs(learn.cbs.filter(lambda cb: isinstance(cb, ProgressCallback))), learn.no_logging():
+    """Train as the run says, from the epoch after its checkpoint if it has one. Without `progress`, nothing is drawn."""
+    start = learn.checkpoint.start if hasattr(learn, "checkpoint") else 0
+    with ExitStack() as stack:
+        stack.enter_context(from_epoch(learn, start))
+        if not progress:
+            bars = learn.cbs.filter(lambda cb: isinstance(cb, ProgressCallback))
+            stack.enter_context(learn.removed_cbs(bars))
+            stack.enter_context(learn.no_logging())
         learn.fit(run.epochs, run.lr, cbs=schedule(run))
 
 
