@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
+from kdfast.errors import KdfastError
 from kdfast.models import count_parameters, create_model
 from kdfast.peak import inferring, noise, peaks
 
@@ -81,27 +82,33 @@ def measure(name: str, n_classes: int, image_size: int, settings: Settings = Set
     """What one architecture costs, with random weights, as plain JSON values; nothing else may run meanwhile.
 
     `parameters`; `flops` of one image; `bytes` of the file of weights (torch: safetensors) or network (onnx, int8);
-    `peak_bytes`: memory that a process needed at most beyond its imports, one thread: inference at batch 1 in torch, onnx and
-    int8, and training; {} without Linux' /proc. `speed`: see `_speed`, a row for each runtime, device and number of threads.
-    `int8`: "static" or "dynamic" (`kdfast.export.write_int8`). `onnx_difference`: largest one of a logit to torch.
+    `peak_bytes`: see `kdfast.peak.peaks`; `speed`: see `_speed`, a row for each runtime, device and number of threads;
+    `exported`: how int8 was made and by how much an ONNX logit differs from torch's at most, or the obstacle.
     """
-    from kdfast.export import runner, write_int8, write_onnx  # onnxruntime and fastai: not for those who count operations
-
-    model, images = _network(name, n_classes, image_size), noise(settings.calibration, image_size)
+    model = _network(name, n_classes, image_size)
     with TemporaryDirectory() as folder:
-        files = {kind: Path(folder) / f"{kind}.onnx" for kind in ("onnx", "int8")}
-        write_onnx(model, (image_size, image_size), files["onnx"])
-        quantised = write_int8(files["onnx"], files["int8"], images)
-        few = images[:4]
-        with torch.inference_mode():
-            difference = (model(few) - runner(files["onnx"])(few)).abs().max().item()
+        files, exported = _export(model, image_size, Path(folder), settings)
         return {
             "name": name, "classes": n_classes, "image_size": image_size, "parameters": count_parameters(model),
-            "flops": flops(name, n_classes, image_size), "int8": quantised, "onnx_difference": difference,
+            "flops": flops(name, n_classes, image_size), "exported": exported,
             "bytes": {"torch": len(save(model.state_dict()))} | {kind: path.stat().st_size for kind, path in files.items()},
             "peak_bytes": peaks((name, n_classes, image_size), files, settings.train_batch, settings.steps, settings.processes),
             "speed": _speeds(model, image_size, files, settings), "settings": asdict(settings),
         }  # fmt: skip
+
+
+def _export(model: nn.Module, image_size: int, folder: Path, s: Settings) -> tuple[dict[str, Path], dict[str, Any]]:
+    """The network as ONNX files, and what became of it; no files where ONNX cannot express it."""
+    from kdfast.onnx_files import runner, write_int8, write_onnx  # not for those who count operations
+
+    files, images = {kind: folder / f"{kind}.onnx" for kind in ("onnx", "int8")}, noise(s.calibration, image_size)
+    try:
+        write_onnx(model, (image_size, image_size), files["onnx"])
+    except KdfastError as error:
+        return {}, {"obstacle": str(error)}
+    int8, few = write_int8(files["onnx"], files["int8"], images), images[:4]
+    with torch.inference_mode():
+        return files, {"int8": int8, "difference": (model(few) - runner(files["onnx"])(few)).abs().max().item()}
 
 
 def _network(name: str, n_classes: int, image_size: int) -> nn.Module:
@@ -120,7 +127,7 @@ def _network(name: str, n_classes: int, image_size: int) -> nn.Module:
 
 
 def _speeds(model: nn.Module, image_size: int, files: dict[str, Path], s: Settings) -> list[dict[str, Any]]:
-    from kdfast.export import runner
+    from kdfast.onnx_files import runner
 
     def on_cpu(path: Path | None, threads: int) -> dict[str, Any]:
         network = inferring(model) if path is None else runner(path, threads)
@@ -137,8 +144,8 @@ def _speeds(model: nn.Module, image_size: int, files: dict[str, Path], s: Settin
 
 
 def _speed(network: Callable[[Tensor], Any], image_size: int, threads: int, s: Settings, device: str = "cpu") -> dict[str, Any]:
-    """`latency_s` at batch 1: `median` and `p95` over `blocks` of calls, seconds a call; `by_batch`: images a second at 1, 2, 4, …
-    until they fall by more than 5 %; `throughput`: the best of these."""
+    """`latency_s` at batch 1: `median` and `p95` over `blocks` of calls, seconds a call; `by_batch`: images a second at 1, 2, 4,
+    … until they fall by more than 5 %; `throughput`: the best of these."""
     by_batch: dict[str, float] = {}
     batch = 1
     while batch <= s.largest_batch and (batch == 1 or by_batch[str(batch // 2)] >= 0.95 * max(by_batch.values())):
@@ -177,7 +184,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    found = measure(args.name, args.classes, args.image_size, settings) | {
+    try:
+        found = measure(args.name, args.classes, args.image_size, settings)
+    except KdfastError as error:
+        raise SystemExit(f"kdfast: {error}") from None
+    found |= {
         "hardware": hardware(device, settings.threads or torch.get_num_threads()),
         "packages": versions() | {package: version(package) for package in ("onnx", "onnxruntime")},
         "code": {"hash": code_hash(), **git_state()},
