@@ -61,10 +61,15 @@ def read_efficiency(names: Iterable[str], image_size: int, classes: int) -> dict
     return {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
 
 
-def speed(measured: dict[str, Any], runtime: str = "torch", threads: int = 1) -> dict[str, Any]:
-    """A network's row of speed on the CPU."""
-    rows = measured["speed"]
-    return next(r for r in rows if r["runtime"] == runtime and r["threads"] == threads and r["device"] == "cpu")
+def speed(measured: dict[str, Any], runtime: str = "torch", threads: int = 1) -> dict[str, Any] | None:
+    """A network's row of speed on the CPU; None where it was not measured."""
+    found = (r for r in measured["speed"] if r["runtime"] == runtime and r["threads"] == threads and r["device"] == "cpu")
+    return next(found, None)
+
+
+def _ms(measured: dict[str, Any], runtime: str) -> str:
+    row = speed(measured, runtime)
+    return "--" if row is None else f"{1e3 * row['latency_s']['median']:.2f}"
 
 
 def efficiency_table(names: Iterable[str], measured: dict[str, dict[str, Any]]) -> pd.DataFrame:
@@ -89,10 +94,10 @@ def efficiency_table(names: Iterable[str], measured: dict[str, dict[str, Any]]) 
             continue
         latency, peak = speed(found)["latency_s"], found["peak_bytes"]
         rows.append([
-            tex(short(name)), f"{found['flops'] / 1e6:,.1f}", _mb(found["bytes"]["torch"]), _mb(found["bytes"]["int8"]),
+            tex(short(name)), f"{found['flops'] / 1e6:,.1f}", _mb(found["bytes"]["torch"]), _mb(found["bytes"].get("int8")),
             _mb(peak.get("inference")), _mb(peak.get("training")),
             f"{1e3 * latency['median']:.2f} ({1e3 * latency['p95']:.2f})",
-            *(f"{1e3 * speed(found, kind)['latency_s']['median']:.2f}" for kind in ("onnx", "int8")),
+            _ms(found, "onnx"), _ms(found, "int8"),
             f"{speed(found)['throughput']['images_per_s']:,.0f}",
         ])  # fmt: skip
     return pd.DataFrame(rows, columns=columns)

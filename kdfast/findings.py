@@ -46,6 +46,7 @@ def pair_table(c: Comparison, family: str) -> pd.DataFrame:
             "distilled (\\%)": percent(runs.test_top1),
             "gain [95\\,\\%]": interval(Estimate(cell.mean, cell.low, cell.high, cell.n)),
             "$p$": p_value(cell.holm).removeprefix("= "),
+            "$n$": cell.n,
             "gap (\\%)": "--" if not np.isfinite(cell.recovered) else f"{100 * cell.recovered:.0f}",
             "_order": (cell.student, -runs.teacher_top1.mean()),
         })  # fmt: skip

@@ -1,5 +1,6 @@
 """Figures: seaborn and matplotlib only, no torch. Colour-blind safe, and readable in grey by marker and label."""
 
+import zlib
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -12,6 +13,10 @@ from matplotlib.figure import Figure
 
 COLUMN = 6.3  # inches: the width of the paper's text
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+FAMILIES = (
+    "mobile", "resnet", "vit", "plain", "densenet", "regnet", "mobilenetv3", "swin_transformer", "vision_transformer", "vgg",
+    "wide_resnet", "mobilenetv2", "shufflenet", "shufflenetv2", "convnext", "efficientnet",
+)  # fmt: skip  # their place decides colour and marker
 LATIN_MODERN = Path("/usr/share/texmf/fonts/opentype/public/lm")  # Debian's package lmodern, the paper's font
 
 
@@ -55,9 +60,14 @@ def learning_curves(history: dict[str, list[float | None]]) -> Figure:
 
 
 def family_styles(families: pd.Series) -> dict[str, tuple[tuple, str]]:
-    """A colour and a marker for each family, the same wherever the same families are drawn."""
-    names = sorted(families.dropna().unique())
-    return dict(zip(names, zip(sns.color_palette("colorblind", len(names)), MARKERS * 3, strict=False), strict=False))
+    """A colour and a marker for each family, the same in every figure of every study."""
+    return {name: _style(name) for name in sorted(families.dropna().unique())}
+
+
+def _style(family: str) -> tuple[tuple, str]:
+    place = FAMILIES.index(family) if family in FAMILIES else len(FAMILIES) + zlib.crc32(family.encode()) % 80
+    palette = sns.color_palette("colorblind")
+    return palette[place % len(palette)], MARKERS[place % len(MARKERS)]
 
 
 def teacher_against_student(distilled: pd.DataFrame, plain: pd.DataFrame) -> Figure:
