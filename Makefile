@@ -15,7 +15,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # uv installs in parallel; it takes pip's extra places to look for packages with it
 UV := UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: help reproduce paper publish verify efficiency status knowledge test bench lint clean env tex
+.PHONY: help reproduce paper publish verify efficiency status knowledge doctor test bench lint clean env tex
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -43,6 +43,9 @@ status: env ## list the runs of STUDY: done, made by other code, failed or missi
 
 knowledge: env ## list what is stored of teachers' answers; CLEAR=1 removes it
 	@$(BIN)/python -m kdfast knowledge $(if $(CLEAR),--clear)
+
+doctor: env ## check every record, its weights and predictions, checkpoints and stored answers; names what is damaged
+	@$(BIN)/python -m kdfast doctor
 
 bench: env ## measure what distillation costs here, on a quiet machine (half an hour); results go to benchmarks/results/
 	@$(UV) -e ".[bench]"

@@ -1,4 +1,4 @@
-"""`python -m kdfast reproduce|paper|publish|verify|efficiency|status|knowledge`: what the Makefile's targets call."""
+"""`python -m kdfast reproduce|paper|publish|verify|efficiency|status|knowledge|doctor`: what the Makefile's targets call."""
 
 import argparse
 import sys
@@ -17,11 +17,14 @@ def main(argv: list[str] | None = None) -> int:
         "verify": "rerun a random cell of a published study and compare it with what was published",
         "efficiency": "measure speed, memory and size of a study's networks and exported students",
         "status": "list a study's runs as done, made by other code, failed or missing",
+        "doctor": "check every record, its files, checkpoints and stored answers; names what is damaged",
         "knowledge": "list what is stored of teachers' answers",
     }.items():
         command = commands.add_parser(name, help=what, description=what)
         if name == "knowledge":
             command.add_argument("--clear", action="store_true", help="remove it; runs compute anew what they need")
+            continue
+        if name == "doctor":
             continue
         command.add_argument("--study", default="" if name == "paper" else "digits")
         if name == "reproduce":
@@ -44,6 +47,10 @@ def _run(args: argparse.Namespace) -> int:
     if args.command == "status":
         workflow.show_status(args.study)
         return 0
+    if args.command == "doctor":
+        from kdfast.doctor import examine
+
+        return examine()
     if args.command == "knowledge":
         workflow.show_knowledge(args.clear)
         return 0

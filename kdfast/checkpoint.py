@@ -154,15 +154,20 @@ def write(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, hashlib.sha256(body).digest() + body)
 
 
+def whole(path: Path) -> bool:
+    """Whether a checkpoint is as it was written."""
+    content = path.read_bytes()
+    return hashlib.sha256(content[32:]).digest() == content[:32]
+
+
 def read(path: Path, about: dict[str, Any]) -> dict[str, Any] | None:
     """What `write` wrote; None where there is no file or, with a warning that says why, one that is damaged or of another run."""
     if not path.is_file():
         return None
-    content = path.read_bytes()
-    if hashlib.sha256(content[32:]).digest() != content[:32]:
+    if not whole(path):
         warnings.warn(f"checkpoint {path} is damaged: the run begins anew", stacklevel=2)
         return None
-    found = torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
+    found = torch.load(io.BytesIO(path.read_bytes()[32:]), map_location="cpu", weights_only=True)
     differ = sorted(key for key in about if found["about"].get(key) != about[key])
     if differ:
         warnings.warn(f"checkpoint {path} is of another {', '.join(differ)}: the run begins anew", stacklevel=2)

@@ -55,7 +55,12 @@ def _kept(files: Sequence[Path], size: int, resize: int) -> Path | None:
         except OSError:
             return None  # reading it will say so
         digest.update(f"{file.resolve()}\0{found.st_size} {found.st_mtime_ns}\n".encode())
-    return Path(os.environ.get("KDFAST_DECODED") or RUNS / ".decoded") / f"{digest.hexdigest()[:24]}.safetensors"
+    return decoded_folder() / f"{digest.hexdigest()[:24]}.safetensors"
+
+
+def decoded_folder() -> Path:
+    """Where decoded images are kept."""
+    return Path(os.environ.get("KDFAST_DECODED") or RUNS / ".decoded")
 
 
 def _check_memory(files: Sequence[Path], size: int) -> None:

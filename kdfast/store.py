@@ -119,6 +119,18 @@ class Store:
         table = pd.DataFrame(rows, columns=["name", "parts", "MB", "used", "folder"])
         return table.sort_values("used", ignore_index=True)
 
+    def damaged(self) -> Iterator[tuple[Path, str]]:
+        """Every file that would not be used, and why."""
+        for path in sorted(self.folder.glob("*/*.safetensors")):
+            try:
+                with safe_open(path, "pt") as file:
+                    key = json.loads((file.metadata() or {}).get("key", "{}"))
+                _checked(path, key)
+                if self.path(key, path.stem) != path:
+                    raise ValueError("it lies under another key's name")
+            except (OSError, SafetensorError, ValueError) as error:
+                yield path, _reason(error)
+
     def clear(self) -> int:
         """Remove every entry; returns how many. Runs that have one open keep it."""
         entries = list(self.report().folder)
