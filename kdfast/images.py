@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -23,6 +23,8 @@ from kdfast.provenance import RUNS
 from kdfast.results import write_atomically
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+LONGEST = 30  # times the shorter side; what is narrower would fill the memory when scaled
+READER = 2  # counts up when the same file is read to other bytes
 WORTH_KEEPING = 1000  # images; fewer are decoded in no time
 
 
@@ -48,7 +50,7 @@ def read_images(files: Sequence[Path], size: int, resize: int = 0) -> Tensor:
 
 
 def _kept(files: Sequence[Path], size: int, resize: int) -> Path | None:
-    digest = hashlib.sha256(f"{size} {resize} {Image.__version__}".encode())
+    digest = hashlib.sha256(f"{READER} {size} {resize} {Image.__version__}".encode())
     for file in files:
         try:
             found = file.stat()
@@ -76,13 +78,25 @@ def _read(file: Path, size: int, resize: int) -> Tensor:
     """One image as uint8 (3, size, size): shorter side scaled to `resize`, centre crop."""
     try:
         with Image.open(file) as image:
-            image = image.convert("RGB")
+            image = _rgb(image)
     except FileNotFoundError:
         raise KdfastError(f"image {file} is missing: restore it, or take it off its list") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise KdfastError(f"cannot read image {file} ({error}): replace it or remove it") from None
+    if max(image.size) > LONGEST * min(image.size):
+        raise KdfastError(f"image {file} is {image.width}×{image.height} pixels, too narrow to be a photo: remove it")
     scale = resize / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
     left, top = (width - size) // 2, (height - size) // 2
     image = image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Upright, in three channels of 8 bits; Pillow alone ignores how the camera was held and clips 16-bit grey to white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("its pixels are floating point numbers")
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.clip(np.asarray(image).astype(np.int64), 0, 65535) / 257).round().astype(np.uint8))
+    return image.convert("RGB")

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: int = SCHEMA
+    schema_version: Literal[1] = SCHEMA  # one that is not known is refused
     id: str
     parameters: dict[str, Any]  # kdfast.study.Run
     model: dict[str, Any]  # family, parameters (count), weights_sha256, weights_bytes, adapter_parameters where trained

@@ -118,7 +118,7 @@ class Run(Training):
     @classmethod
     def _own_defaults(cls, values: Any) -> Any:
         values = dict(values)
-        own = usual(values.get("dataset", "digits"))
+        own = usual(str(values.get("dataset", "digits")))
         for key, stands_for_own in {"image_size": 0, "augment": "", "valid_part": -1}.items():
             if values.get(key, stands_for_own) == stands_for_own:
                 values[key] = getattr(own, key)
@@ -275,8 +275,8 @@ def load_study(path: Path) -> Study:
     if not path.is_file():
         raise unknown("study", path.stem, [p.stem for p in path.parent.glob("*.yaml")], f"{path.parent}")
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise KdfastError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise KdfastError(f"{path} must be a mapping with the keys {', '.join(Study.model_fields)}")
