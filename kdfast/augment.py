@@ -55,9 +55,9 @@ class Augment:
     @classmethod
     def named(cls, name: str, size: int, seed: int, views: int = 0) -> "Augment | None":
         """One of AUGMENTATIONS for images of `size` pixels; the crop pads by an eighth of the side (4 at 32 pixels)."""
-        if name not in AUGMENTATIONS:
-            raise unknown("augmentation", name, AUGMENTATIONS)
         parts = name.split("+")
+        if name != "none" and (set(parts) - set(PARTS) or len(set(parts)) < len(parts)):
+            raise unknown("augmentation", name, AUGMENTATIONS)
         if name == "none":
             return None
         return cls("flip" in parts, size // 8 if "crop" in parts else 0, seed, views, randaugment="randaugment" in parts)

@@ -138,11 +138,12 @@ _USE = """import json
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession("student.onnx")
 classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
-image = Image.open("image.png").convert("RGB").resize(({width}, {height}))
+image = ImageOps.exif_transpose(Image.open("image.png")).convert("RGB")
+image = ImageOps.fit(image, ({width}, {height}), Image.Resampling.BILINEAR)
 x = np.asarray(image, dtype=np.float32).transpose(2, 0, 1)[None] / 255
 print(classes[session.run(None, {{"image": x}})[0].argmax()])"""
 

@@ -55,7 +55,11 @@ class Checkpoint(Callback):
         now = time.perf_counter()
         if self.epoch + 1 < self.n_epoch and now - self.written >= self.every:
             spent = {"epoch": self.epoch, "seconds": self.before + now - self.began, "resumed": self.resumed}
-            write(self.path, {"about": self.about, **spent, "state": collect(self.learn)})
+            try:
+                write(self.path, {"about": self.about, **spent, "state": collect(self.learn)})
+            except OSError as error:  # a full disk costs the checkpoint, not the run
+                why = error.strerror or error
+                warnings.warn(f"checkpoint {self.path} cannot be written ({why}): the run goes on", stacklevel=2)
             self.written = time.perf_counter()
 
     def remove(self) -> None:

@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from kdfast.measuring import EFFICIENCY, result_path
 from kdfast.plots import short
 from kdfast.report import tex
+from kdfast.results import Record
 
 
 def cost_table(distilled: pd.DataFrame, plain: pd.DataFrame) -> pd.DataFrame:
@@ -128,26 +129,29 @@ def efficiency_sentence(table: pd.DataFrame, pairs: pd.DataFrame) -> str:
     if pairs.empty:
         return "Inference was not measured for a student and a teacher of this study (make efficiency does)."
     said = []
-    for column, what in {
-        "latency_ms": "latency at batch 1",
-        "memory_mb": "peak memory at inference",
-        "size_mb": "size on disk",
-    }.items():
+    names = {"latency_ms": "latency at batch 1", "memory_mb": "peak memory at inference", "size_mb": "size on disk"}
+    for column, what in names.items():
         ratio = by_name[column].reindex(pairs.teacher).to_numpy() / by_name[column].reindex(pairs.student).to_numpy()
-        said.append(f"{what} {ratio.min():.1f} to {ratio.max():.1f} times")
-    return f"Against their teachers, the students have, by pair, less: {', '.join(said)} (CPU, one thread, torch)."
+        if np.isfinite(ratio).all():
+            said.append(f"{what} {ratio.min():.1f} to {ratio.max():.1f} times")
+    return f"Teachers against their students, by pair: {', '.join(said)} the student's (CPU, one thread, torch)."
 
 
-def exported_table(study: str) -> pd.DataFrame:
-    """One row an exported student: test accuracy in % in torch, ONNX and int8, and the files' sizes; may be empty."""
+def read_exported(study: str, records: Iterable[Record]) -> list[dict[str, Any]]:
+    """What `make efficiency` said of the exported students, of those whose weights are among these records."""
     path = EFFICIENCY / f"exported-{study}.json"
-    rows = json.loads(Path(path).read_text()) if path.is_file() else []
+    weights = {record.model["weights_sha256"] for record in records}
+    return [row for row in json.loads(path.read_text()) if row["weights"] in weights] if path.is_file() else []
+
+
+def exported_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row an exported student: test accuracy in % in torch, ONNX and int8, and the files' sizes; may be empty."""
     return pd.DataFrame([
         {
             "student": tex(short(row["student"])),
             "taught by": tex(short(row["teacher"])) if row["teacher"] else "--",
             **{kind: f"{100 * row['accuracy'][kind]:.2f}" for kind in ("torch", "onnx", "int8")},
-            "largest difference": f"{row['difference']:.1e}",
+            "largest difference": _power(row["difference"]),
             "onnx (MB)": _mb(row["onnx_bytes"]),
             "int8 (MB)": _mb(row["int8_bytes"]),
         }
@@ -155,17 +159,21 @@ def exported_table(study: str) -> pd.DataFrame:
     ])  # fmt: skip
 
 
-def exported_sentence(study: str) -> str:
+def _power(value: float) -> str:
+    """`2.1e-06` as TeX writes it."""
+    digits, _, exponent = f"{value:.1e}".partition("e")
+    return f"${digits}\\cdot 10^{{{int(exponent)}}}$"
+
+
+def exported_sentence(rows: list[dict[str, Any]]) -> str:
     """What int8 costs in accuracy."""
-    path = EFFICIENCY / f"exported-{study}.json"
-    rows = json.loads(path.read_text()) if path.is_file() else []
     if not rows:
         return "No student of this study was exported."
     loss = [100 * (row["accuracy"]["int8"] - row["accuracy"]["torch"]) for row in rows]
     worst = max(row["difference"] for row in rows)
     smaller = [row["onnx_bytes"] / row["int8_bytes"] for row in rows]
     return (
-        f"Exported as ONNX, the students' logits differ by at most ${worst:.1e}$ from torch's; in int8 their files are "
+        f"Exported as ONNX, the students' logits differ by at most {_power(worst)} from torch's; in int8 their files are "
         f"{min(smaller):.1f} to {max(smaller):.1f} times smaller and their accuracy changes by ${min(loss):+.2f}$ to "
         f"${max(loss):+.2f}$ points."
     )

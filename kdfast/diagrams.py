@@ -1,5 +1,7 @@
 """Figures of how runs went and what their predictions are worth. No torch."""
 
+from itertools import cycle
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -103,7 +105,7 @@ def teacher_quality(distilled: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(COLUMN, 2.8), sharey=True)
     looks = {"teacher_top1": ("teacher's test accuracy (%)", 100), "teacher_parameters": ("teacher's parameters", 1)}
     for axis, (column, (label, scale)) in zip(axes, looks.items(), strict=True):
-        for dashes, (student, rows) in zip(("-", "--", ":", "-."), means.groupby("student"), strict=False):
+        for dashes, (student, rows) in zip(cycle(("-", "--", ":", "-.")), means.groupby("student"), strict=False):
             line = rows.sort_values(column)
             axis.plot(scale * line[column], 100 * line.test_top1, dashes, color="0.5", linewidth=0.8, label=short(student))
         for row in means.itertuples():

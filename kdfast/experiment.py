@@ -39,7 +39,15 @@ from kdfast.trackers import create_tracker, log_result
 from kdfast.training import create_learner, fit, history, plateau, to_cpu
 
 CHECKPOINT = "checkpoint.pt"
-EVERY = float(os.environ.get("KDFAST_CHECKPOINT_S", 20))  # seconds between checkpoints, at least
+EVERY = 20.0  # seconds between checkpoints, at least, unless KDFAST_CHECKPOINT_S says otherwise
+
+
+def _every() -> float:
+    given = os.environ.get("KDFAST_CHECKPOINT_S", "")
+    try:
+        return float(given) if given else EVERY
+    except ValueError:
+        raise KdfastError(f"KDFAST_CHECKPOINT_S must be a number of seconds, not {given!r}") from None
 
 
 class Experiment:
@@ -52,6 +60,7 @@ class Experiment:
         """
         self.runs = Path(runs or provenance.RUNS)
         self.began, self.started = time.perf_counter(), datetime.now(UTC)
+        self.code = {"hash": provenance.code_hash(), **provenance.git_state()}  # as it is now, not when the run has ended
         self.run: Run = check_parameters(namespace, self.resolve_teacher)
         architecture(self.run.student)
         if self.run.method != PLAIN:
@@ -93,7 +102,7 @@ class Experiment:
         self.learn = create_learner(self.run, self.data, self.teacher, store_folder(self.runs))
         self.initial = self._initial()
         self.trackers = create_tracker(self.tracker, self.run, self.folder, self._teacher_summary())
-        self.learn.add_cbs([*self.trackers, Checkpoint(self.folder / CHECKPOINT, self._about(), EVERY)])
+        self.learn.add_cbs([*self.trackers, Checkpoint(self.folder / CHECKPOINT, self._about(), _every())])
         return self.learn
 
     def _about(self) -> dict:
@@ -105,7 +114,7 @@ class Experiment:
             "run": self.run.id,
             "data": self.data.fingerprint,
             "teacher": teacher,
-            "code": provenance.code_hash(),
+            "code": self.code["hash"],
             "versions": provenance.versions(),
             "machine": [machine[key] for key in ("processor", "device", "threads")],
         }
@@ -186,7 +195,7 @@ class Experiment:
                 "source": self.data.source,
                 "image_size": self.data.size,
             },
-            code={"hash": provenance.code_hash(), **provenance.git_state()},
+            code=self.code,
             packages=provenance.versions(),
             hardware=provenance.hardware(str(self.learn.dls.device), torch.get_num_threads()),
             time={"started": self.started.isoformat(timespec="seconds"), **self.seconds, "total": total} | self._interrupted(),

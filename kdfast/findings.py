@@ -65,7 +65,7 @@ def family_sentence(c: Comparison, family: str) -> str:
     )
     if whole.n < 2:
         return said + "; one seed allows no interval and hence no verdict."
-    sure = cells[cells.holm <= SURE]
+    sure = cells[adjusted(cells.p) <= SURE]  # of those that are counted here
     up, down = (sure["mean"] > 0).sum(), (sure["mean"] < 0).sum()
     return (
         f"{said} (95\\,\\% interval): {VERDICTS[whole.verdict]}. Flipping signs seed by seed in all pairs at once gives $p "
@@ -142,12 +142,13 @@ def beats_teacher(c: Comparison) -> str:
         return "This study distils nothing."
     means = c.distilled.groupby(["teacher", "student"])[["teacher_top1", "test_top1", "alone_top1"]].mean()
     above, alone = means[means.test_top1 > means.teacher_top1], (means.alone_top1 > means.teacher_top1).sum()
-    if above.empty and not alone:
-        return "No distilled student is, on average, more accurate than its teacher."
+    if above.empty:
+        even = f" (in {alone} of {len(means)} pairs the student alone is)" if alone else ""
+        return f"No distilled student is, on average, more accurate than its teacher{even}."
     names = ", ".join(f"{tex(short(s))} above {tex(short(t))}" for t, s in above.index) or "none"
     return (
         f"In {len(above)} of {len(means)} pairs the distilled student is on average more accurate than its teacher ({names}); in "
-        f"{alone} it is so even without distillation."
+        f"{alone} the student alone is, too."
     )
 
 
@@ -160,7 +161,7 @@ def decided(c: Comparison) -> pd.DataFrame:
 def power(c: Comparison) -> str:
     """With the spread seen, how many seeds a gain of 0.3, 0.5 or 1 point needs."""
     spread = float(c.cells.spread.mean()) if len(c.cells) else np.nan
-    if not (np.isfinite(spread) and spread > 0):
+    if not spread > 1e-6:
         return "The spread over seeds is not known, so that the seeds needed for a given gain cannot be said."
     needed = power_table(spread)
     seeds = ", ".join(f"{row.gain:g} ({row.seeds} seeds)" for row in needed.itertuples())
@@ -222,10 +223,13 @@ def methods_sentence(c: Comparison) -> str:
     up, down = [m for m in sure if by_method[m].mean > 0], [m for m in sure if by_method[m].mean < 0]
     best = max(by_method, key=lambda m: by_method[m].mean)
     pairs, n = c.distilled.groupby(["teacher", "student"]).ngroups, len(by_method)
+    if c.distilled.seed.nunique() < 2:
+        return f"{n} methods were run with one seed, which allows no verdict; the largest gain is that of {tex(best)}."
+    flatters = f"; being the largest of {n}, it flatters" if n > 1 else ""
     return (
-        f"Of {n} methods, averaged over {pairs} pairs and corrected for their number (Holm), {len(up)} raise the student's "
-        f"accuracy ({_list(up)}) and {len(down)} lower it ({_list(down)}). The largest mean gain is that of {tex(best)}, "
-        f"{interval(by_method[best])} points (its own 95\\,\\% interval over seeds); being the largest of {n}, it flatters."
+        f"Of {n} method{'s' * (n > 1)}, averaged over {pairs} pair{'s' * (pairs > 1)} and corrected for their number (Holm), "
+        f"{len(up)} raise the student's accuracy ({_list(up)}) and {len(down)} lower it ({_list(down)}). The largest mean gain "
+        f"is that of {tex(best)}, {interval(by_method[best])} points (its own 95\\,\\% interval over seeds){flatters}."
     )
 
 

@@ -27,7 +27,7 @@ from kdfast.teacher import Teacher
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 FIELDS = frozenset({"logits", "pooled"})  # vectors, small enough to be kept; maps are not
-CODE = ("augment", "data", "knowledge", "layers", "models", "taps", "teacher")  # what answers depend on
+CODE = ("augment", "cifar", "data", "knowledge", "layers", "models", "pretrained", "taps", "teacher")  # what answers depend on
 
 
 @dataclass(frozen=True)

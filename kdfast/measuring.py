@@ -18,6 +18,7 @@ from kdfast.study import Run, Study
 from kdfast.workflow import record_path, study_named
 
 EFFICIENCY = Path("benchmarks/results/efficiency")
+AS_IT_IS = {"knowledge": "live", "fallback": False, "precision": "float32", "weights": "", "compile": False}  # for export
 EXPORTED = Path("build/exported")  # the students' ONNX files and model cards
 
 
@@ -74,11 +75,12 @@ def _exported(run: Run) -> dict | None:
     from kdfast.export import export_student
 
     record, plain = read_record(folder / RECORD), run.model_dump() | {"teacher": "", "method": "plain", "method_args": {}}
-    experiment = Experiment(plain | {"knowledge": "live", "fallback": False, "precision": "float32"}, "runs")
+    experiment = Experiment(plain | AS_IT_IS, "runs")
     experiment.load()
     learn = experiment.learner()
     learn.model.load_state_dict(load_file(folder / WEIGHTS))
     exported = export_student(learn, EXPORTED / run.id, record=record)
     size = {"onnx_bytes": exported.onnx.stat().st_size, "int8_bytes": exported.int8.stat().st_size}
-    about = {"run": run.id, "student": run.student, "teacher": record.teacher["model"] if record.teacher else None}
+    teacher = record.teacher["model"] if record.teacher else None
+    about = {"run": run.id, "weights": record.model["weights_sha256"], "student": run.student, "teacher": teacher}
     return about | {"accuracy": exported.accuracy, "difference": exported.difference, **size}

@@ -1,6 +1,7 @@
 """Figures: seaborn and matplotlib only, no torch. Colour-blind safe, and readable in grey by marker and label."""
 
 import zlib
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -158,7 +159,7 @@ def forest(gains: pd.DataFrame) -> Figure:
     pairs = list(gains[["pair", "teacher", "student"]].drop_duplicates().itertuples(index=False))
     figure, axis = plt.subplots(figsize=(COLUMN, 0.8 + 0.24 * len(methods)))
     axis.axvline(0, color="0.35", linestyle="--", linewidth=1)
-    for i, (pair, colour, marker) in enumerate(zip(pairs, sns.color_palette("colorblind"), MARKERS, strict=False)):
+    for i, (pair, colour, marker) in enumerate(zip(pairs, cycle(sns.color_palette("colorblind")), cycle(MARKERS), strict=False)):
         rows = gains[(gains.teacher == pair.teacher) & (gains.student == pair.student)]
         y = [methods.index(m) + 0.16 * (2 * i - len(pairs) + 1) for m in rows.method]
         error = [rows["mean"] - rows.low, rows.high - rows["mean"]]

@@ -40,13 +40,19 @@ def ours(runs: pd.DataFrame, teacher: str, student: str, what: str) -> pd.Series
     return 100 * cell.set_index("seed").test_top1 if len(cell) else None
 
 
+def _key(pair: str, what: str) -> tuple[str, str]:
+    """A network alone counts once, in however many pairs it is."""
+    teacher, student = pair.split()
+    return ("alone", teacher) if what == "teacher" else ("alone", student) if what == "alone" else (what, pair)
+
+
 def comparison(published: Published, runs: pd.DataFrame) -> pd.DataFrame:
     """One row a published number that has a counterpart among our runs: both, and the difference with its interval over seeds."""
     rows, seen = [], set()
     for pair, values in published.pairs.items():
         teacher, student = pair.split()
         for what, value in values.items():
-            key = (what, teacher if what == "teacher" else student if what == "alone" else pair)
+            key = _key(pair, what)
             found = ours(runs, teacher, student, what)
             if found is None or key in seen:
                 continue
@@ -117,14 +123,17 @@ def verdict(difference: Estimate) -> str:
 
 def sentence(study: str, published: Published, runs: pd.DataFrame | None) -> str:
     """How many published numbers have a counterpart of ours, how many of them differ, and by what the protocols do."""
-    n = sum(map(len, published.pairs.values()))
+    n = len({key for pair, values in published.pairs.items() for key in (_key(pair, what) for what in values)})
     if runs is None:
         return f"{tex(study)}: {n} published numbers of {len(published.pairs)} pairs; configured, not run by us."
     compared = comparison(published, runs)
     verdicts = compared.difference.map(verdict)
     sources = "; ".join(f"{tex(what)} from {tex(where)}" for what, where in published.source.items())
-    above, below, within = (int((verdicts == v).sum()) for v in ("below", "above", "open"))
+    known = compared.difference.map(lambda e: e.n > 1)
+    above, below, within = (int((known & (verdicts == v)).sum()) for v in ("below", "above", "open"))
+    unknown = f", {(~known).sum()} with one seed and no interval" if not known.all() else ""
     return (
         f"{tex(study)}: of {len(compared)} published numbers that were run, {above} lie above our 95\\,\\% interval (we fall "
-        f"short), {below} below it, {within} within. Sources: {sources}. Differences of protocol: {tex(published.differences)}."
+        f"short), {below} below it, {within} within{unknown}. Sources: {sources}. "
+        f"Differences of protocol: {tex(published.differences)}."
     )

@@ -51,7 +51,7 @@ def studies() -> str:
     """What was run of every study, by which commit, where and in what time, as Markdown."""
     names = sorted(path.stem for path in STUDIES.glob("*.yaml"))
     table = published.run_table(names, [name for name in workflow_published() if not unpublished(name)])
-    return plain_text(table.to_markdown(index=False, disable_numparse=True)) + "\n"
+    return table.astype(str).map(plain_text).to_markdown(index=False, disable_numparse=True) + "\n"
 
 
 def measurements() -> str:

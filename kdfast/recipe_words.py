@@ -1,6 +1,6 @@
 """How a study's networks were trained, in words for its paper. TeX source."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pandas as pd
 
@@ -19,14 +19,18 @@ def sentences(records: Iterable[Record]) -> str:
     """Of all of a study's runs; what differs between them is given as a range."""
     runs = [Run(**record.parameters) for record in records]
     epochs, batch, lr, decay = (spread(runs, key) for key in ("epochs", "batch_size", "lr", "weight_decay"))
-    first = runs[0]
-    spared = "" if first.decay_norms else ", none on norms and biases"
+    spared = "" if all(run.decay_norms for run in runs) else ", none on norms and biases"
     said = [
-        f"Networks train from {weights(first)} for {epochs} epochs with {optimizer(first)}, batches of {batch} and weight decay "
-        f"{decay}{spared}. {schedule(first, lr)}"
+        f"Networks train from {_each(runs, weights)} for {epochs} epochs with {_each(runs, optimizer)}, batches of {batch} and "
+        f"weight decay {decay}{spared}. {_each(runs, lambda run: schedule(run, lr), ' For others: ')}"
     ]
-    extras = [words for words in (regularisation(first), head(first), precision(first)) if words]
-    return " ".join([*said, *extras])
+    more = [_each(runs, part, " ") for part in (regularisation, head, precision)]
+    return " ".join([*said, *filter(None, more)])
+
+
+def _each(runs: list[Run], words: Callable[[Run], str], join: str = " or ") -> str:
+    """What is said of the runs, each thing once."""
+    return join.join(dict.fromkeys(found for run in runs if (found := words(run))))
 
 
 def spread(runs: list[Run], key: str) -> str:
@@ -82,12 +86,14 @@ def precision(run: Run) -> str:
 
 NAMES = {
     "epochs": "epochs", "batch_size": "batch size", "lr": "highest learning rate", "schedule": "schedule",
-    "optimizer": "optimizer", "momentum": "momentum", "weight_decay": "weight decay", "decay": "form of decay",
-    "decay_norms": "decay of norms and biases", "warmup": "warm-up (epochs)", "label_smoothing": "label smoothing",
+    "milestones": "milestones", "gamma": "gamma", "period": "period", "warmup": "warm-up (epochs)",
+    "optimizer": "optimizer", "momentum": "momentum", "nesterov": "Nesterov", "weight_decay": "weight decay",
+    "decay": "form of decay", "decay_norms": "decay of norms and biases", "label_smoothing": "label smoothing",
     "mixup": "MixUp", "cutmix": "CutMix", "ema": "average of weights", "augment": "augmentation",
     "views": "views (0: one an epoch)", "image_size": "pixels", "weights": "initial weights", "head": "classifier",
-    "precision": "precision", "valid_part": "held out for validation", "folds": "folds", "method": "methods",
-    "method_args": "their arguments", "knowledge": "teacher's answers",
+    "precision": "precision", "channels_last": "channels last", "compile": "compiled",
+    "valid_part": "held out for validation", "folds": "folds", "method": "methods", "method_args": "their arguments",
+    "knowledge": "teacher's answers",
 }  # fmt: skip
 
 
@@ -103,8 +109,12 @@ def values(runs: list[Run], key: str) -> str:
         return "0.95 to 0.85 to 0.95, with the cycle"
     if key in ("method", "method_args", "knowledge"):
         runs = [run for run in runs if run.teacher]
-    found = {getattr(run, key) if key != "method_args" else _arguments(run) for run in runs}
+    found = {_arguments(run) if key == "method_args" else _plain(getattr(run, key)) for run in runs}
     return ", ".join(_word(key, value) for value in sorted(found)) or "none"
+
+
+def _plain(value: object) -> object:
+    return " ".join(map(str, value)) or "none" if isinstance(value, list) else value
 
 
 def _word(key: str, value: object) -> str:

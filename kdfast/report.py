@@ -23,12 +23,20 @@ from kdfast.stats import Estimate
 from kdfast.study import Study
 from kdfast.workflow import record_path, study_named
 
+_LATIN = {*map(chr, range(0xA1, 0x180))} - {"\u00ad"} | set("–—‘’“”…×·")  # what the paper's encoding has
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {c: "\\" + c for c in "&%$#_{}"}
 
 
+OFFICIAL = {"cifar100": 60000, "imagenette": 13394, "pets": 7349, "weather": 6862}  # images
+
+
 def tex(text: object) -> str:
-    """Plain text as TeX source: no character of it is a command."""
-    return "".join(_TEX.get(c, c) for c in str(text))
+    """Plain text as TeX source: no character of it is a command, and one that the paper's fonts lack stands as its code."""
+    return "".join(_TEX.get(c, c if c.isascii() and (c.isprintable() or c.isspace()) else _foreign(c)) for c in str(text))
+
+
+def _foreign(c: str) -> str:
+    return c if c in _LATIN else f"U+{ord(c):04X}"
 
 
 def signed(value: float, digits: int = 2) -> str:
@@ -105,6 +113,8 @@ def describe(section: Section, study: Study, records: list[Record], runs: pd.Dat
     section.number("classes", len(data["classes"]))
     section.number("pixels", data["image_size"])
     section.text("split", tex(data["split"]))
+    if data.get("source"):
+        section.text("found", f"The images are those of the folder {tex(data['source'])}: {_release(data)}.")
     section.text("fingerprint", tex(", ".join(sorted(set(runs.fingerprint)))))
     section.number("runs", len(runs))
     section.number("seeds", runs.seed.nunique())
@@ -135,6 +145,16 @@ def _knowledge(runs: pd.DataFrame) -> str:
     if len(counts) < 2:
         return words[counts.index[0]] if len(counts) else "not needed"
     return "; ".join(f"{words[source]} in {n} runs" for source, n in counts.items())
+
+
+def _release(data: dict) -> str:
+    """Whether a named data set has as many images as its official release."""
+    n, official = sum(data["counts"].values()), OFFICIAL.get(data["name"])
+    if data["name"] == "cifar100" and data["counts"]["valid"] == data["counts"]["test"]:
+        n -= data["counts"]["valid"]  # the same images twice
+    if official is None:
+        return f"{n:,d} images"
+    return f"{n:,d} images, " + ("as many as" if n == official else f"not the {official:,d} that") + " the official release has"
 
 
 def _methods(runs: pd.DataFrame) -> str:
@@ -182,7 +202,13 @@ def _day(date: str) -> datetime:
 def _inputs(numbers: list[Path], date: str) -> str:
     """What paper.tex reads first: every number, the newest record's date, which studies compare and which tune."""
     found = [(path.parent.parent.name, path.parent.name) for path in numbers]
-    lines = [f"\\newcommand{{\\kddate}}{{{date}}}", *(f"\\input{{{path.as_posix()}}}" for path in numbers)]
+    kinds = {path.parts[path.parts.index("build") + 1] for path in numbers if "build" in path.parts}
+    folder = "runs" if kinds == {"runs"} else "experiments/results/#1"
+    lines = [
+        f"\\newcommand{{\\kdfolder}}[1]{{{folder}}}",
+        f"\\newcommand{{\\kddate}}{{{date}}}",
+        *(f"\\input{{{path.as_posix()}}}" for path in numbers),
+    ]
     for command, question in {
         "kdstudies": "all_pairs",
         "kdmethods": "methods",

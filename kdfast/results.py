@@ -36,7 +36,7 @@ class Record(BaseModel):
     hardware: dict[str, Any]
     time: dict[str, Any]  # started (UTC), training, evaluation, total
     history: dict[str, list[float | None]]  # a list a column, an entry an epoch
-    plateau: dict[str, Any]  # valid_nll_change over the last tenth of the epochs, reached
+    plateau: dict[str, Any]  # valid_nll_fell over the last tenth of the epochs, reached
     last: dict[str, Any]  # epoch, valid and test metrics of the weights after the last epoch: the headline
     best: dict[str, Any]  # the same of the epoch with the lowest validation NLL
 

@@ -122,6 +122,8 @@ class Run(Training):
         for key, stands_for_own in {"image_size": 0, "augment": "", "valid_part": -1}.items():
             if values.get(key, stands_for_own) == stands_for_own:
                 values[key] = getattr(own, key)
+        if isinstance(values["augment"], str):  # in whatever order they are given, it is one augmentation
+            values["augment"] = "+".join(sorted(values["augment"].split("+")))
         return values
 
     @model_validator(mode="after")
@@ -265,7 +267,7 @@ class Study(Strict):
         for method in self.methods:
             for args in method.each():
                 create_method(method.name, args)
-        if self.augment and self.augment not in AUGMENTATIONS:
+        if self.augment and "+".join(sorted(self.augment.split("+"))) not in AUGMENTATIONS:
             raise unknown("augmentation", self.augment, AUGMENTATIONS)
 
 
@@ -281,6 +283,10 @@ def load_study(path: Path) -> Study:
     if not isinstance(content, dict):
         raise KdfastError(f"{path} must be a mapping with the keys {', '.join(Study.model_fields)}")
     study = validated(Study, content, str(path))
+    if set(study.sweep) - {"lr", "weight_decay"} or len(study.sweep) > 1:
+        raise KdfastError(f"{path}: sweep tries the values of lr or of weight_decay, one of them, not {', '.join(study.sweep)}")
+    if any(value <= 0 for values in study.sweep.values() for value in values):
+        raise KdfastError(f"{path}: sweep: values must be above 0")
     for where, changes in {**{f"models.{model}": c for model, c in study.models.items()}, "distilled": study.distilled}.items():
         validated(Training, study.training.model_dump() | changes, f"{path}, {where}")
     for teacher, student in [*(study.pairs or []), *(pair for method in study.methods for pair in method.pairs or [])]:

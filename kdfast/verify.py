@@ -69,6 +69,8 @@ def compare(new: Record, old: Record, cell: list[Record]) -> Verdict:
             False, f"NOT equal: {ours:.2f} % where {theirs:.2f} % is published, on the same processor, versions and code"
         )
     low, high = prediction_interval(np.array([100 * r.last["test"]["top1"] for r in cell]))
+    if not np.isfinite(low):
+        return Verdict(True, f"test accuracy {ours:.2f} %, published {theirs:.2f} %: one published seed gives no interval")
     inside = low <= ours <= high
     what = "inside" if inside else "OUTSIDE"
     return Verdict(

@@ -36,6 +36,7 @@ PRELOADED = (
     "sklearn.model_selection",
     "scipy.stats",
     "safetensors.torch",
+    "torchmetrics.functional.classification",
     "pydantic.json_schema",  # and with it what pydantic imports only when asked
     "filelock",
     "threadpoolctl",

@@ -117,15 +117,15 @@ class Plan:
     @property
     def analysis_code(self) -> list[str]:
         names = (
-            "comparison", "costs", "curves", "diagrams", "findings", "inference", "measured", "plots", "predictions", "published",
-            "recipe_words", "report", "results", "scrutiny", "stats", "tuning",
+            "comparison", "costs", "curves", "diagrams", "findings", "inference", "measured", "measuring", "plots", "predictions",
+            "published", "recipe_words", "report", "results", "scrutiny", "stats", "tuning",
         )  # fmt: skip
         return [f"kdfast/{name}.py" for name in names]
 
     @property
     def published_records(self) -> list[str]:
         """All of all studies."""
-        return sorted(map(str, RESULTS.glob("*/*.json")))
+        return sorted(map(str, RESULTS.glob("[!.]*/*.json")))
 
     @property
     def measured(self) -> list[str]:
@@ -160,7 +160,12 @@ def estimate_costs(studies: Iterable[Study]) -> None:
     for study in studies:
         for run in study.plain_runs():
             sizes[run.student] = run.image_size
-    found = {name: flops(name, 10, size) for name, size in sizes.items()}
+    found = {}
+    for name, size in sizes.items():
+        try:
+            found[name] = flops(name, 10, size)
+        except Exception:  # what cannot run at that size says so as a run; here it only has no place in the order
+            continue
     write_atomically(COSTS, json.dumps(found).encode())
 
 
@@ -188,7 +193,7 @@ def unpublished(study: str) -> list[str]:
 
 def published() -> list[str]:
     """The studies with published records, in the order of their names."""
-    return sorted(p.name for p in RESULTS.iterdir() if any(p.glob("*.json"))) if RESULTS.is_dir() else []
+    return sorted(p.name for p in RESULTS.glob("[!.]*") if any(p.glob("*.json")))
 
 
 @contextmanager

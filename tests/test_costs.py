@@ -54,11 +54,20 @@ def test_the_pareto_front_leaves_out_what_is_slower_and_worse(measured):
     assert np.allclose(front, [[1.0, 70.0], [4.0, 90.0]])
 
 
-def test_int8_is_said_with_its_loss_of_accuracy(measured, tmp_path):
+class Record:
+    def __init__(self, weights):
+        self.model = {"weights_sha256": weights}
+
+
+def test_int8_is_said_with_its_loss_of_accuracy_of_the_records_own_students(measured, tmp_path):
     row = {"run": "r", "student": "mini_a", "teacher": None, "difference": 2e-6, "onnx_bytes": 4e6, "int8_bytes": 1e6}
-    rows = [row | {"accuracy": {"torch": 0.9, "onnx": 0.9, "int8": int8}} for int8 in (0.88, 0.905)]
+    rows = [
+        row | {"weights": w, "accuracy": {"torch": 0.9, "onnx": 0.9, "int8": int8}} for w, int8 in (("x", 0.88), ("y", 0.905))
+    ]
     (tmp_path / "exported-s.json").write_text(json.dumps(rows))
-    said = costs.exported_sentence("s")
-    assert "4.0 to 4.0 times smaller" in said and "$-2.00$ to $+0.50$ points" in said and "2.0e-06" in said
-    assert list(costs.exported_table("s").int8) == ["88.00", "90.50"]
-    assert "No student" in costs.exported_sentence("other") and costs.exported_table("other").empty
+    found = costs.read_exported("s", [Record("x"), Record("y")])
+    said = costs.exported_sentence(found)
+    assert "4.0 to 4.0 times smaller" in said and "$-2.00$ to $+0.50$ points" in said and "$2.0\\cdot 10^{-6}$" in said
+    assert list(costs.exported_table(found).int8) == ["88.00", "90.50"]
+    assert len(costs.read_exported("s", [Record("x")])) == 1 and costs.read_exported("other", [Record("x")]) == []
+    assert "No student" in costs.exported_sentence([]) and costs.exported_table([]).empty

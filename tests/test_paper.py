@@ -9,15 +9,18 @@ from conftest import ROOT, copy_checkout
 from kdfast.errors import KdfastError
 from kdfast.report import build_paper
 
+KNOWN = {"95", "5", "1", "15", "8", "32"}  # levels of interval and test, the plateau's percent, bins, int8, float32
+
 
 def test_no_result_is_typed_in_the_paper():
     for path in (ROOT / "paper" / "sections").glob("*.tex"):
         text = re.sub(
             r"\\(result|ifresult|ref|citep|citet|kdfigure|kdtable|label|emph|includegraphics)\{[^}]*\}", "", path.read_text()
         )
+        text = re.sub(r"\\begin\{tabular\}\{.*\}$", "", text, flags=re.MULTILINE)  # widths of columns
         text = re.sub(r"\$[^$]*\$|\\begin\{equation\}.*?\\end\{equation\}|%.*", "", text, flags=re.DOTALL)
         found = re.findall(r"\d+(?:\.\d+)?", text)
-        assert set(found) <= {"95", "1"}, f"{path.name}: {found}"  # the interval's level and the plateau's percent
+        assert set(found) <= KNOWN, f"{path.name}: {found}"
 
 
 def test_an_unknown_number_stops_the_build(tmp_path, monkeypatch):
@@ -39,8 +42,8 @@ def test_without_tex_one_sentence_says_what_to_do(tmp_path, monkeypatch):
 
 def test_every_reference_is_cited_and_every_citation_has_a_reference():
     cited = set()
-    for path in (ROOT / "paper").rglob("*.tex"):
-        for keys in re.findall(r"\\cite[pt]\{([^}]*)\}", path.read_text()):
+    for path in [*(ROOT / "paper").rglob("*.tex"), ROOT / "kdfast" / "recipe_words.py"]:
+        for keys in re.findall(r"\\cite[pt]\{+([^}]*)\}", path.read_text()):
             cited |= {key.strip() for key in keys.split(",")}
     assert cited == set(re.findall(r"@\w+\{(\w+),", (ROOT / "paper" / "references.bib").read_text()))
 

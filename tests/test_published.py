@@ -39,7 +39,7 @@ def test_a_published_number_stands_beside_ours_with_the_difference_and_what_it_s
 
 
 def test_a_study_that_was_not_run_is_said_to_be_configured():
-    assert published.sentence("x", SMALL, None) == "x: 5 published numbers of 2 pairs; configured, not run by us."
+    assert published.sentence("x", SMALL, None) == "x: 4 published numbers of 2 pairs; configured, not run by us."
 
 
 def test_a_broken_list_of_published_numbers_is_refused(tmp_path):
