@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import psutil
 from rich.progress import track
 
 from kdfast.errors import KdfastError
@@ -19,6 +20,7 @@ from kdfast.workflow import record_path, study_named
 
 EFFICIENCY = Path("benchmarks/results/efficiency")
 AS_IT_IS = {"knowledge": "live", "fallback": False, "precision": "float32", "weights": "", "compile": False}  # for export
+BUSY = 15  # per cent of all processors, above which times would be of no use
 EXPORTED = Path("build/exported")  # the students' ONNX files and model cards
 
 
@@ -40,7 +42,10 @@ def any_record(study: str) -> Record:
 
 
 def measure_study(study: str, options: Iterable[str] = ()) -> None:
-    """Measure what is not measured yet; `options` go to `python -m kdfast.efficiency`. Nothing else should run meanwhile."""
+    """Measure what is not measured yet; `options` go to `python -m kdfast.efficiency`. Refused on a machine that is busy."""
+    busy = psutil.cpu_percent(interval=2)
+    if busy > BUSY:
+        raise KdfastError(f"the machine is busy ({busy:.0f} % of its processors): measure when nothing else runs")
     plan, data = study_named(study), any_record(study).data
     size, classes = data["image_size"], len(data["classes"])
     names = dict.fromkeys([*plan.teachers, *plan.students])
