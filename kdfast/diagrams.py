@@ -6,8 +6,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+from matplotlib.ticker import EngFormatter, Formatter, LogLocator, NullLocator, StrMethodFormatter
 
 from kdfast.plots import COLUMN, MARKERS, family_styles, short
 
@@ -28,11 +29,19 @@ def training_curves(curves: pd.DataFrame) -> Figure:
             column[1].plot(curve.epoch, 100 * curve.accuracy, **style)
         column[0].set(title=f"student: {short(student)}", yscale="log")
         column[1].set(xlabel="epoch")
+        _round_ticks(column[0].yaxis)
     axes[0, 0].set(ylabel="loss (nats)")
     axes[1, 0].set(ylabel="accuracy (%)")
     lines = {line.get_label(): line for ax in axes[0] for line in ax.get_lines()}
     figure.legend(lines.values(), lines, loc="outside lower center", ncols=4, frameon=False)
     return figure
+
+
+def _round_ticks(axis: Axis, form: Formatter | None = None) -> None:
+    """1, 2, 5, 10, … on a logarithmic axis, written out."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(form or StrMethodFormatter("{x:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def reliability(bins: pd.DataFrame) -> Figure:
@@ -90,6 +99,8 @@ def pareto(table: pd.DataFrame, students: list[str]) -> Figure:
             axis.scatter(getattr(row, column), row.top1, 26, facecolor=[face], edgecolor=[colour], marker=marker, zorder=2)
             axis.annotate(short(row.network), (getattr(row, column), row.top1), (3, 3), textcoords="offset points", fontsize=6)
         axis.set(xlabel=label, xscale="log")
+        axis.margins(x=0.25, y=0.08)  # room for names
+        _round_ticks(axis.xaxis)
     axes[0].set_ylabel("test accuracy, alone (%)")
     sns.despine(figure)
     return figure
@@ -113,9 +124,7 @@ def teacher_quality(distilled: pd.DataFrame) -> Figure:
             axis.scatter(scale * getattr(row, column), 100 * row.test_top1, 22, color=[colour], marker=marker, zorder=2)
         axis.set(xlabel=label)
     axes[1].set_xscale("log")
-    axes[1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes[1].xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes[1].xaxis.set_minor_locator(NullLocator())
+    _round_ticks(axes[1].xaxis, EngFormatter(sep=""))
     axes[0].set_ylabel("distilled student (%)")
     lines = axes[0].get_legend_handles_labels()[0]
     families = [plt.Line2D([], [], color=c, marker=m, ls="", label=f"teacher: {name}") for name, (c, m) in styles.items()]

@@ -73,6 +73,8 @@ def calibration_sentence(scored: pd.DataFrame) -> str:
     change = estimate(taught.groupby("seed")["shift"].mean().to_numpy())
     verdict = {"raises": "distillation worsens calibration", "lowers": "distillation improves calibration",
                "open": "no effect of distillation on calibration is shown"}[change.verdict]  # fmt: skip
+    if change.n < 2:
+        verdict = "one seed allows no verdict"
     said = f"Distillation changes the students' expected calibration error by {interval(change)} points: {verdict}."
     if taught.agreement.isna().all():
         return said

@@ -307,20 +307,30 @@ def forget_outdated(study: str) -> int:
 
 
 def publish(study: str) -> int:
-    """Copy the study's records and predictions to experiments/results/<study>/, replacing what was there."""
-    runs = study_named(study).runs()
-    for run in runs:
-        read_record(Path("runs") / run.folder_name / RECORD)  # all whole, before anything is replaced
+    """Copy the study's records and predictions to experiments/results/<study>/; returns how many came from the user's runs.
+
+    What the user has not run stays as it was published, so that seeds can be added one by one.
+    """
+    sources = {run.id: _source(run, study) for run in study_named(study).runs()}
+    for record, _ in sources.values():
+        read_record(record)  # all whole, before anything is replaced
     partial, final = RESULTS / f".{study}.partial", RESULTS / study
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for run in runs:
-        folder = Path("runs") / run.folder_name
-        shutil.copyfile(folder / RECORD, partial / f"{run.id}.json")
-        shutil.copyfile(folder / PREDICTIONS, partial / f"{run.id}.npz")
+    for name, (record, predictions) in sources.items():
+        shutil.copyfile(record, partial / f"{name}.json")
+        shutil.copyfile(predictions, partial / f"{name}.npz")
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
-    return len(runs)
+    return sum(record.name == RECORD for record, _ in sources.values())
+
+
+def _source(run: Run, study: str) -> tuple[Path, Path]:
+    """Record and predictions of a run: the user's, or those already published."""
+    own, old = Path("runs") / run.folder_name, RESULTS / study / f"{run.id}.json"
+    if not (own / RECORD).is_file() and old.is_file():
+        return old, old.with_suffix(".npz")
+    return own / RECORD, own / PREDICTIONS
 
 
 if __name__ == "__main__":  # python -m kdfast.workflow LOG: say in one line why a job's notebook failed

@@ -46,6 +46,10 @@ def test_the_verdict_on_calibration_follows_the_numbers(change, verdict):
     assert verdict in said and "in 82.0\\,\\%, where it is wrong in 20.0\\,\\%" in said
 
 
+def test_one_seed_allows_no_verdict_on_calibration():
+    assert "one seed allows no verdict" in scrutiny.calibration_sentence(runs(n=1))
+
+
 def test_a_study_without_distillation_has_no_teacher_to_be_set_beside():
     plain = runs()
     assert "distils nothing" in scrutiny.calibration_sentence(plain[plain.teacher.isna()])

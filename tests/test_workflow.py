@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,11 @@ import time
 
 import pytest
 import yaml
-from conftest import ROOT, copy_checkout
+from conftest import ROOT, copy_checkout, finish
+
+from kdfast import workflow
+from kdfast.errors import KdfastError
+from kdfast.experiment import Experiment
 
 SMALL = {
     "title": "Small & quick_study",
@@ -143,6 +148,23 @@ def test_published_records_make_the_paper_without_training(checkout, finished):
         assert not (checkout / "runs").exists()
     finally:
         (checkout / "elsewhere").rename(checkout / "runs")
+
+
+def test_what_was_not_run_again_stays_as_it_was_published(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(workflow, "STUDIES", tmp_path)
+    runs = []
+    for seeds in ("[0]", "[0, 1]"):
+        (tmp_path / "s.yaml").write_text(f"{{title: s, seeds: {seeds}, training: {{epochs: 1}}, students: [mini_resnet_xs]}}")
+        seed = len(runs)
+        runs.append(finish(Experiment({"student": "mini_resnet_xs", "epochs": 1, "seed": seed}, "runs")))
+        assert workflow.publish("s") == 1
+        shutil.rmtree("runs")
+    assert sorted(path.stem for path in (workflow.RESULTS / "s").glob("*.json")) == sorted(run.id for run in runs)
+    with pytest.raises(KdfastError, match="no record at runs/"):
+        (tmp_path / "s.yaml").write_text("{title: s, seeds: [0, 1, 2], training: {epochs: 1}, students: [mini_resnet_xs]}")
+        workflow.publish("s")
+    assert len(list((workflow.RESULTS / "s").glob("*"))) == 4
 
 
 def test_another_seed_runs_its_own_runs_only(checkout, finished):
