@@ -85,7 +85,7 @@ def test_a_killed_study_is_finished_by_the_same_command_without_retraining_finis
 
 def test_progress_counts_runs_and_names_the_paper(finished):
     _, output = finished
-    assert "10/10" in output and "6/6" in output
+    assert "10/10" in output and "11/11" in output
     assert "build/small/paper.pdf" in output
 
 
