@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from kdfast.inference import cell_estimates, gap_recovered, image_variances
+from kdfast.inference import cell_estimates, gap_recovered, image_variance, image_variances
 from kdfast.predictions import correct, read_predictions
 from kdfast.stats import CELL, Estimate, adjusted, family_test, gains
 
@@ -23,7 +24,7 @@ class Comparison:
     plain: pd.DataFrame  # runs without a teacher
     distilled: pd.DataFrame  # `kdfast.stats.gains`
     cells: pd.DataFrame
-    images: dict[str, float]  # variance (points²) of each family's average gain due to the draw of test images; 0: not known
+    images: dict[str, float]  # variance (points²) of families' average gains and their difference due to the draw of test images
 
     def family(self, name: str) -> pd.DataFrame:
         """The distilled runs of `same`- or `cross`-architecture pairs, or `all`."""
@@ -56,10 +57,22 @@ def compare(runs: pd.DataFrame, paths: Iterable[str | Path] | None = None) -> Co
 
 def _hits(runs: pd.DataFrame, paths: Iterable[str | Path]) -> Callable[[str], np.ndarray]:
     by_id = dict(zip(runs.id, paths, strict=True))
-    return lambda run: correct(read_predictions(by_id[run]))
+    return cache(lambda run: correct(read_predictions(by_id[run])))
 
 
 def _of_families(distilled: pd.DataFrame, hits: Callable[[str], np.ndarray]) -> dict[str, float]:
     by_pair = image_variances(distilled, hits, by=["pair"])
     whole = image_variances(distilled.assign(family="all"), hits, by=["family"])
-    return {key[0]: float(value) for series in (by_pair, whole) for key, value in series.items()}
+    found = {key[0]: float(value) for series in (by_pair, whole) for key, value in series.items()}
+    if {"same", "cross"} <= set(distilled.pair):
+        found["difference"] = image_variance(*(_gains(distilled[distilled.pair == pair], hits) for pair in ("same", "cross")))
+    return found
+
+
+def _gains(distilled: pd.DataFrame, hits: Callable[[str], np.ndarray]) -> np.ndarray:
+    """(seeds, images): on each image the mean over the cells of what distillation changes."""
+    rows = []
+    for _, group in distilled.groupby("seed"):
+        changes = [hits(run.id).astype(float) - hits(run.alone_id) for run in group.itertuples()]
+        rows.append(np.mean(changes, axis=0))
+    return np.stack(rows)

@@ -93,7 +93,7 @@ def same_or_cross(c: Comparison) -> str:
     """The difference of the families' average gains, paired by seed."""
     if not {"same", "cross"} <= set(c.distilled.pair if len(c.distilled) else ()):
         return "The study does not hold both same- and cross-architecture pairs, so the two cannot be compared."
-    difference = family_difference(c.distilled)
+    difference = family_difference(c.distilled, image_variance=c.images.get("difference", 0.0))
     said = f"Same-architecture pairs gain {interval(difference)} points more than cross-architecture pairs"
     if difference.n < 2:
         return said + "; one seed allows no verdict."
@@ -102,7 +102,10 @@ def same_or_cross(c: Comparison) -> str:
         "lowers": "a teacher of another family was the better choice here",
         "open": "it is not shown that the family matters",
     }[difference.verdict]
-    return f"{said} (95\\,\\% interval, paired by seed): {verdict}."
+    return (
+        f"{said} (95\\,\\% interval, paired by seed; flipping signs gives $p {p_value(difference.p)}$, and not less than "
+        f"{difference.least_p:.2g}): {verdict}."
+    )
 
 
 def better_teacher(c: Comparison) -> str:

@@ -169,3 +169,26 @@ def spread_out(table: pd.DataFrame, factor: float) -> pd.DataFrame:
     alone = twins.reindex(pd.MultiIndex.from_frame(table[["student", "seed"]])).to_numpy()
     taught = alone + factor * (table.test_top1 - alone)
     return table.assign(test_top1=np.where(table.teacher.isna(), table.test_top1, taught))
+
+
+def test_the_draw_of_test_images_widens_intervals_where_predictions_are_known(tmp_path):
+    rng, rows, paths = np.random.default_rng(0), [], []
+    labels, easy = rng.integers(0, 10, 300), rng.random(300)
+    for seed in range(5):
+        for student, teacher, pair, skill in (("a", None, None, 0.5), ("a", "t", "same", 0.55), ("a", "u", "cross", 0.55)):
+            right = easy < skill + rng.normal(0, 0.002)
+            path = tmp_path / f"{seed}{teacher}.json"
+            top5 = np.where(right, labels, (labels + 1) % 10)[:, None].repeat(5, 1)
+            np.savez(path.with_suffix(".npz"), top5=top5, label=labels, confidence=labels * 0.0, nll=labels * 0.0)
+            rows.append({
+                "id": path.stem, "student": student, "teacher": teacher, "pair": pair, "seed": seed, "test_top1": right.mean(),
+                "teacher_top1": 0.9, "teacher_parameters": 10, "parameters": 5, "family": "x",
+                "method": "kd" if teacher else "plain",
+            })  # fmt: skip
+            paths.append(path)
+    known, unknown = compare(pd.DataFrame(rows), paths), compare(pd.DataFrame(rows))
+    assert set(known.images) == {"same", "cross", "all", "difference"} and min(known.images.values()) >= 0
+    gain = 100 * 0.05
+    expected = gain * (100 - gain) / 300  # images that are won: a share of them, each counts 100 points
+    assert known.images["same"] == pytest.approx(expected, rel=0.35) and known.images["difference"] < known.images["same"]
+    assert known.average("all").high - known.average("all").low > unknown.average("all").high - unknown.average("all").low
