@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -186,6 +187,13 @@ def register(name: str):
     return add
 
 
+class _AsItIs(SourceFileLoader):
+    """Without bytecode, which takes a file that changed within a second to the same length for unchanged."""
+
+    def get_code(self, fullname: str):
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def load_plugins() -> None:
     """Import the methods and models of `plugins/*.py`, each file again when it has changed."""
     import kdfast.methods  # noqa: F401  the published ones come first
@@ -194,7 +202,8 @@ def load_plugins() -> None:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if _LOADED.get(str(path)) == digest:
             continue
-        spec = importlib.util.spec_from_file_location(f"kdfast_plugin_{path.stem}", path)
+        name = f"kdfast_plugin_{path.stem}"
+        spec = importlib.util.spec_from_file_location(name, path, loader=_AsItIs(name, str(path)))
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         try:
