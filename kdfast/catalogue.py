@@ -11,15 +11,16 @@ class Usual:
     augment: str
     valid_part: float  # share of the training images held out for validation; 0: none, see kdfast.splits.HoldOut
     crop: float = 1.0  # share of the shorter side that the centre crop keeps
+    official: int = 0  # images of the official release; 0: there is none
 
 
 FOLDER = Usual(64, "crop+flip", 0.2)
 NAMED = {
     "digits": Usual(8, "none", 0.2),
-    "cifar100": Usual(32, "crop+flip", 0),
-    "imagenette": Usual(128, "crop+flip", 0.2),
-    "pets": Usual(224, "none", 0.2, crop=224 / 256),
-    "weather": Usual(128, "flip", 0.2 / 0.9),  # 70/20/10
+    "cifar100": Usual(32, "crop+flip", 0, official=60_000),
+    "imagenette": Usual(128, "crop+flip", 0.2, official=13_394),
+    "pets": Usual(224, "none", 0.2, crop=224 / 256, official=7_349),
+    "weather": Usual(128, "flip", 0.2 / 0.9, official=6_862),  # 70/20/10
 }
 
 

@@ -12,8 +12,6 @@ from kdfast.inference import cell_estimates, gap_recovered, image_variance, imag
 from kdfast.predictions import correct, read_predictions
 from kdfast.stats import CELL, Estimate, adjusted, family_test, gains
 
-FAMILIES = ("same", "cross", "all")
-
 
 @dataclass(frozen=True)
 class Comparison:

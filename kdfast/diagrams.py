@@ -18,15 +18,14 @@ def training_curves(curves: pd.DataFrame) -> Figure:
     means = curves.groupby(["student", "teacher", "epoch"])[["valid_loss", "accuracy"]].mean().reset_index()
     students = sorted(means.student.unique(), key=lambda s: -means[(means.student == s)].teacher.nunique())
     students = [s for s in students if means[means.student == s].teacher.nunique() > 1] or students[:1]
-    teachers = sorted(set(means.teacher) - {"alone"})
-    colours = dict(zip(teachers, sns.color_palette("colorblind", len(teachers)), strict=True)) | {"alone": "black"}
+    looks = _looks(means.teacher)
     size = (COLUMN, 3.8)
     figure, axes = plt.subplots(2, len(students), figsize=size, sharex=True, squeeze=False, layout="constrained")
     for column, student in zip(axes.T, students, strict=True):
         for teacher, curve in means[means.student == student].groupby("teacher"):
-            style = {"color": colours[teacher], "ls": "--" if teacher == "alone" else "-", "lw": 1.2, "label": short(teacher)}
-            column[0].plot(curve.epoch, curve.valid_loss, **style)
-            column[1].plot(curve.epoch, 100 * curve.accuracy, **style)
+            look = looks[teacher] | {"lw": 1.2, "marker": "", "label": short(teacher)}
+            column[0].plot(curve.epoch, curve.valid_loss, **look)
+            column[1].plot(curve.epoch, 100 * curve.accuracy, **look)
         column[0].set(title=f"student: {short(student)}", yscale="log")
         column[1].set(xlabel="epoch")
         _round_ticks(column[0].yaxis)
@@ -35,6 +34,14 @@ def training_curves(curves: pd.DataFrame) -> Figure:
     lines = {line.get_label(): line for ax in axes[0] for line in ax.get_lines()}
     figure.legend(lines.values(), lines, loc="outside lower center", ncols=4, frameon=False)
     return figure
+
+
+def _looks(teachers: pd.Series) -> dict[str, dict]:
+    """A colour and a marker for each teacher, black and dashed without one."""
+    names = sorted(set(teachers) - {"alone"})
+    found = zip(names, sns.color_palette("colorblind", len(names)), cycle(MARKERS), strict=False)
+    looks = {name: {"ls": "-", "color": colour, "marker": marker} for name, colour, marker in found}
+    return looks | {"alone": {"ls": "--", "color": "black", "marker": "."}}
 
 
 def _round_ticks(axis: Axis, form: Formatter | None = None) -> None:
@@ -50,15 +57,12 @@ def reliability(bins: pd.DataFrame) -> Figure:
     `bins`: see `kdfast.scrutiny.reliability_bins`; those of fewer than one in a hundred examples are left out.
     """
     students = sorted(bins.student.unique())
-    teachers = sorted(set(bins.teacher) - {"alone"})
-    colours = dict(zip(teachers, sns.color_palette("colorblind", len(teachers)), strict=True)) | {"alone": "black"}
-    marks = dict(zip(teachers, MARKERS * 3, strict=False)) | {"alone": "."}
+    looks = _looks(bins.teacher)
     figure, axes = plt.subplots(1, len(students), figsize=(COLUMN, 2.9), sharey=True, squeeze=False)
     for axis, student in zip(axes[0], students, strict=True):
         axis.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
         for teacher, rows in bins[(bins.student == student) & (bins.share >= 0.01)].groupby("teacher"):
-            look = {"ls": "--" if teacher == "alone" else "-", "color": colours[teacher], "marker": marks[teacher]}
-            axis.plot(rows.confidence, rows.accuracy, markersize=3, linewidth=1, label=short(teacher), **look)
+            axis.plot(rows.confidence, rows.accuracy, markersize=3, linewidth=1, label=short(teacher), **looks[teacher])
         axis.set(title=f"student: {short(student)}", xlabel="confidence", xlim=(0, 1), ylim=(0, 1))
     axes[0, 0].set_ylabel("accuracy")
     lines = {line.get_label(): line for ax in axes[0] for line in ax.get_lines() if not line.get_label().startswith("_")}

@@ -1,5 +1,6 @@
 """What a user sees when the input is wrong: one sentence."""
 
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -24,3 +25,12 @@ def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> Kdfa
     near = get_close_matches(str(name), known, n=3, cutoff=0.5) or known[:12]
     place = f" in {where}" if where else ""
     return KdfastError(f"unknown {kind} {name!r}{place}; the nearest known: {', '.join(near)}")
+
+
+def number_given(name: str, default: float, unit: str) -> float:
+    """The number in an environment variable, or `default` where it is not set; a KdfastError if it is none."""
+    given = os.environ.get(name, "")
+    try:
+        return float(given) if given else default
+    except ValueError:
+        raise KdfastError(f"{name} must be a number of {unit}, not {given!r}") from None

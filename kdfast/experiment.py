@@ -1,7 +1,6 @@
 """One run from its parameters to its record: what `experiments/experiment.ipynb` calls."""
 
 import hashlib
-import os
 import time
 import warnings
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ from kdfast import provenance
 from kdfast.checkpoint import Checkpoint
 from kdfast.data import ImageData
 from kdfast.datasets import load_data
-from kdfast.errors import KdfastError, unknown
+from kdfast.errors import KdfastError, number_given, unknown
 from kdfast.evaluation import beside_teacher, metrics, predict
 from kdfast.knowledge import Knowledge, Stored
 from kdfast.methods import create_method
@@ -40,14 +39,6 @@ from kdfast.training import create_learner, fit, history, plateau, to_cpu
 
 CHECKPOINT = "checkpoint.pt"
 EVERY = 20.0  # seconds between checkpoints, at least, unless KDFAST_CHECKPOINT_S says otherwise
-
-
-def _every() -> float:
-    given = os.environ.get("KDFAST_CHECKPOINT_S", "")
-    try:
-        return float(given) if given else EVERY
-    except ValueError:
-        raise KdfastError(f"KDFAST_CHECKPOINT_S must be a number of seconds, not {given!r}") from None
 
 
 class Experiment:
@@ -102,7 +93,8 @@ class Experiment:
         self.learn = create_learner(self.run, self.data, self.teacher, store_folder(self.runs))
         self.initial = self._initial()
         self.trackers = create_tracker(self.tracker, self.run, self.folder, self._teacher_summary())
-        self.learn.add_cbs([*self.trackers, Checkpoint(self.folder / CHECKPOINT, self._about(), _every())])
+        every = number_given("KDFAST_CHECKPOINT_S", EVERY, "seconds")
+        self.learn.add_cbs([*self.trackers, Checkpoint(self.folder / CHECKPOINT, self._about(), every)])
         return self.learn
 
     def _about(self) -> dict:

@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from kdfast import plots, recipe_words
+from kdfast.catalogue import usual
 from kdfast.errors import KdfastError
 from kdfast.results import Record, read_record, tidy, write_atomically
 from kdfast.stats import Estimate
@@ -25,9 +26,6 @@ from kdfast.workflow import record_path, study_named
 
 _LATIN = {*map(chr, range(0xA1, 0x180))} - {"\u00ad"} | set("–—‘’“”…×·")  # what the paper's encoding has
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {c: "\\" + c for c in "&%$#_{}"}
-
-
-OFFICIAL = {"cifar100": 60000, "imagenette": 13394, "pets": 7349, "weather": 6862}  # images
 
 
 def tex(text: object) -> str:
@@ -149,10 +147,10 @@ def _knowledge(runs: pd.DataFrame) -> str:
 
 def _release(data: dict) -> str:
     """Whether a named data set has as many images as its official release."""
-    n, official = sum(data["counts"].values()), OFFICIAL.get(data["name"])
+    n, official = sum(data["counts"].values()), usual(data["name"]).official
     if data["name"] == "cifar100" and data["counts"]["valid"] == data["counts"]["test"]:
         n -= data["counts"]["valid"]  # the same images twice
-    if official is None:
+    if not official:
         return f"{n:,d} images"
     return f"{n:,d} images, " + ("as many as" if n == official else f"not the {official:,d} that") + " the official release has"
 

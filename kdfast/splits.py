@@ -33,11 +33,8 @@ class HoldOut:
                 raise KdfastError(f"a class has fewer than {self.folds} training images: ask for fewer folds")
             cut = StratifiedKFold(self.folds, shuffle=True, random_state=SPLIT_SEED).split(index, target)
             train, valid = list(cut)[self.fold]
-            return (
-                index[train],
-                index[valid],
-                (f"fold {self.fold + 1} of {self.folds} of the training images (stratified) is the validation set"),
-            )
+            rule = f"fold {self.fold + 1} of {self.folds} of the training images (stratified) is the validation set"
+            return index[train], index[valid], rule
         if not self.part:
             return index, test, "all training images train; the test set stands in for a validation set, nothing is chosen by it"
         train, valid = _stratified(index, labels, self.part)

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from kdfast.errors import KdfastError
+from kdfast.errors import number_given
 from kdfast.results import write_atomically
 
 LIMIT_GB = 20.0  # unless KDFAST_STORE_GB says otherwise
@@ -35,11 +35,7 @@ Key = dict[str, Any]
 
 def default_limit() -> float:
     """Gigabytes that a store may hold: KDFAST_STORE_GB, or 20. Raises KdfastError if it is no number."""
-    given = os.environ.get("KDFAST_STORE_GB", "")
-    try:
-        return float(given) if given else LIMIT_GB
-    except ValueError:
-        raise KdfastError(f"KDFAST_STORE_GB must be a number of gigabytes, not {given!r}") from None
+    return number_given("KDFAST_STORE_GB", LIMIT_GB, "gigabytes")
 
 
 def store_folder(runs: str | Path) -> Path:

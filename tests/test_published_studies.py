@@ -30,6 +30,14 @@ def test_learning_rates_alpha_and_temperature_are_the_best_of_the_tuning_on_vali
     assert not set(study.seeds) & set(tuning.seeds)
 
 
+def test_imagenettes_students_have_the_learning_rate_that_its_tuning_found_inside_its_grid():
+    study, _, _ = load("imagenette", "published")
+    tuning, _, runs = load("imagenette_tuning", "published")
+    for model, lr in chosen.best_swept(tuning, runs).items():
+        assert study.training_of(model)["lr"] == lr and min(tuning.sweep["lr"]) < lr < max(tuning.sweep["lr"]), model
+    assert set(study.students) <= set(runs.student) and not set(study.seeds) & set(tuning.seeds)
+
+
 def test_students_leave_room_and_teachers_are_above_them():
     study, _, runs = load("digits", "published")
     alone = 100 * runs[runs.teacher.isna()].groupby("student").test_top1.mean()
@@ -38,7 +46,7 @@ def test_students_leave_room_and_teachers_are_above_them():
 
 
 def test_published_runs_share_one_fingerprint_and_one_code():
-    for name in ("digits", "digits_methods", "digits_tuning"):
+    for name in ("digits", "digits_methods", "digits_tuning", "imagenette", "imagenette_tuning"):
         _, _, runs = load(name, "published")
         assert runs.fingerprint.nunique() == runs.code_hash.nunique() == 1
 
