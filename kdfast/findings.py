@@ -148,7 +148,7 @@ def beats_teacher(c: Comparison) -> str:
     if above.empty:
         even = f" (in {alone} of {len(means)} pairs the student alone is)" if alone else ""
         return f"No distilled student is, on average, more accurate than its teacher{even}."
-    names = ", ".join(f"{tex(short(s))} above {tex(short(t))}" for t, s in above.index) or "none"
+    names = ", ".join(f"{tex(short(s))} above {tex(short(t))}" for t, s in above.index)
     return (
         f"In {len(above)} of {len(means)} pairs the distilled student is on average more accurate than its teacher ({names}); in "
         f"{alone} the student alone is, too."

@@ -17,9 +17,7 @@ from kdfast.errors import KdfastError, unknown
 
 State = dict[str, Tensor]
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # classifiers of googlenet and inception_v3 that are not built
-DENSENET = re.compile(
-    r"(denselayer\d+\.(?:norm|relu|conv))\.([12])(?=\.)"
-)  # in its files with a dot that names may no longer have
+DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])(?=\.)")  # its files have a dot that names now lack
 
 
 def adapt(model: nn.Module, name: str, weights: str, head: str) -> None:
@@ -30,13 +28,9 @@ def adapt(model: nn.Module, name: str, weights: str, head: str) -> None:
     linear layer. A KdfastError says what does not fit.
     """
     where = _classifier(model, name)
-    state = (
-        {}
-        if not weights
-        else _imagenet(name, weights)
-        if weights.partition(":")[0] == "imagenet"
-        else read_weights(Path(weights))
-    )
+    state: State = {}
+    if weights:
+        state = _imagenet(name, weights) if weights.partition(":")[0] == "imagenet" else read_weights(Path(weights))
     if head == "mlp":
         _replace(model, where)
         where += "."
