@@ -4,6 +4,7 @@ PYTHON ?= python3.11
 # cpu, cu130, … take torch from PyTorch's own index; empty: from PyPI (with CUDA on Linux, several GB)
 TORCH_BACKEND ?=
 RERUN ?=
+PROFILE ?=
 CLEAR ?=
 RUN ?=
 
@@ -11,19 +12,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 TEX := texlive-latex-recommended texlive-latex-extra texlive-science latexmk lmodern
+SLURM := slurmctld slurmd slurm-client munge
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # uv installs in parallel; it takes pip's extra places to look for packages with it
 UV := UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: help reproduce paper publish verify efficiency status knowledge doctor test bench lint clean env tex
+.PHONY: help reproduce paper publish verify efficiency status knowledge doctor test bench stress slurm lint clean env tex
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1|/' | awk -F'|' '{printf "  %-12s %s\n", $$1, $$2}'
 
-reproduce: ## train what is missing of STUDY (default digits), analyse your runs, build build/<study>/paper.pdf; RERUN=1 retrains runs made by other code
+reproduce: ## train what is missing of STUDY (default digits), analyse your runs, build build/<study>/paper.pdf; RERUN=1 retrains runs made by other code; PROFILE=slurm does it on a cluster
 	@$(MAKE) --no-print-directory -j2 env tex
-	@$(BIN)/python -m kdfast reproduce --study $(STUDY) $(if $(RERUN),--rerun)
+	@$(BIN)/python -m kdfast reproduce --study $(STUDY) $(if $(RERUN),--rerun) $(if $(PROFILE),--profile $(PROFILE))
 
 paper: ## build build/paper.pdf from the published records of all studies, or of STUDY; trains nothing
 	@$(MAKE) --no-print-directory -j2 env tex
@@ -54,6 +56,15 @@ bench: env ## measure what distillation costs here, on a quiet machine (half an 
 test: ## run the test suite (10 minutes at most on 2 cores)
 	@$(MAKE) --no-print-directory -j2 env tex
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+stress: env ## kill, starve and crowd a small study by chance; figures go to benchmarks/results/robustness/ and docs/robustness.md
+	@$(BIN)/python tests/stress.py
+	@$(BIN)/python -m benchmarks.scale
+
+slurm: ## install SLURM for the tests of clusters, which start one of their own (Debian, Ubuntu)
+	@command -v slurmctld >/dev/null || { \
+	  command -v apt-get >/dev/null || { echo "no apt-get: the tests of clusters are skipped" >&2; exit 1; }; \
+	  $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $(SLURM) >/dev/null; }
 
 lint: env ## check style and that notebooks hold no outputs
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

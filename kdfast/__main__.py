@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from kdfast import workflow
 from kdfast.errors import KdfastError
@@ -29,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("--study", default="" if name == "paper" else "digits")
         if name == "reproduce":
             command.add_argument("--rerun", action="store_true", help="retrain the runs made by other code")
+            command.add_argument("--profile", default="", help="where the runs go: a folder in experiments/profiles, or a path")
         if name == "verify":
             command.add_argument("--run", default="", help="id of the run; default: one at random")
         if name == "efficiency":
@@ -72,11 +74,11 @@ def _run(args: argparse.Namespace) -> int:
                       "build/paper.pdf")  # fmt: skip
     if args.rerun:
         print(f"{workflow.forget_outdated(args.study)} runs made by other code will be trained again")
-    return _built(workflow.snakemake([args.study], "runs", args.snakemake), f"build/{args.study}/paper.pdf")
+    return _built(workflow.snakemake([args.study], "runs", args.snakemake, args.profile), f"build/{args.study}/paper.pdf")
 
 
 def _built(code: int, pdf: str) -> int:
-    if code == 0:
+    if code == 0 and Path(pdf).is_file():  # it is not asked for with `-- --until run`
         print(pdf)
     return code
 

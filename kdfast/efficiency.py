@@ -53,6 +53,21 @@ def flops(name: str, n_classes: int, image_size: int) -> int:
     return counter.get_total_flops()
 
 
+def network_costs(name: str, n_classes: int, image_size: int) -> dict[str, int]:
+    """`flops` and `saved_bytes` (what a forward keeps for the backward) of one image, and `parameters`. Nothing is computed."""
+    model, kept = _without_weights(name, n_classes, image_size), 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        if not isinstance(tensor, nn.Parameter):
+            kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(torch.zeros(2, 3, image_size, image_size, device="meta"))  # two: a normalisation wants more than one value
+    return {"flops": flops(name, n_classes, image_size), "saved_bytes": kept // 2, "parameters": count_parameters(model)}
+
+
 def _without_weights(name: str, n_classes: int, image_size: int) -> nn.Module:
     try:
         with torch.device("meta"):

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 LINE_EVERY = 30  # seconds, where the output is no terminal
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed `make reproduce` leaves nothing running
 
@@ -32,7 +32,7 @@ def run_with_progress(command: list[str], records: list[Path], products: list[Pa
         done = sum(path.is_file() for path in records)
         bars = [bar.add_task("runs", total=len(records), completed=done, now="", visible=done < len(records)),
                 bar.add_task("figures and paper", total=len(products), now="")]  # fmt: skip
-        process = subprocess.Popen(command, stdout=output, stderr=output, preexec_fn=_die_with_parent)
+        process = subprocess.Popen(command, stdout=output, stderr=output, preexec_fn=die_with_parent)
         left, said = [path for path in records if not path.is_file()], begun
         while process.poll() is None:
             time.sleep(0.5)
@@ -44,7 +44,7 @@ def run_with_progress(command: list[str], records: list[Path], products: list[Pa
                 said = time.time()
                 console.print(f"{len(records) - len(left)} of {len(records)} runs, running: {_names(running)}")
         if process.returncode == 0:
-            bar.update(bars[1], completed=len(products))
+            bar.update(bars[1], completed=sum(path.is_file() for path in products))
     if process.returncode:
         _explain(log, console)
     return process.returncode

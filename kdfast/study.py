@@ -187,6 +187,14 @@ class MethodSpec(Strict):
         return [dict(zip(self.args, combination, strict=True)) for combination in itertools.product(*values)]
 
 
+class Resources(Strict):
+    """What a cluster is asked for each run of a study; 0: estimated (`kdfast.resources`)."""
+
+    gpu: int = Field(0, ge=0)  # how many
+    mem_mb: int = Field(0, ge=0)
+    minutes: int = Field(0, ge=0)  # a run that takes longer is ended, and goes on in the next attempt
+
+
 class Study(Strict):
     """A study file. Teachers and students are trained alone, then every pair by every method, each with every seed."""
 
@@ -205,6 +213,7 @@ class Study(Strict):
     models: dict[str, dict[str, Any]] = {}  # what is trained otherwise than `training` says, by model
     distilled: dict[str, Any] = {}  # and by runs with a teacher, beside the teacher
     tracker: Literal["none", "csv", "tensorboard", "wandb"] = "none"  # where curves are logged beside the records
+    resources: Resources = Resources()
     teachers: list[str] = []
     students: list[str] = Field(min_length=1)
     pairs: list[Pair] | None = None  # (teacher, student); default: all

@@ -15,16 +15,18 @@ from rich.console import Console
 from rich.table import Table
 
 from kdfast import warm
-from kdfast.errors import KdfastError
+from kdfast.cluster import cancel_leftovers, check_profile
+from kdfast.errors import KdfastError, unknown
 from kdfast.progress import run_with_progress
 from kdfast.provenance import code_hash
-from kdfast.results import PREDICTIONS, RECORD, read_record, write_atomically
+from kdfast.resources import SMALL_S, Estimates, Needs, estimate_costs
+from kdfast.results import PREDICTIONS, RECORD, read_record
 from kdfast.study import Run, Study, load_study
 
 STUDIES = Path("experiments/studies")
+PROFILES = Path("experiments/profiles")
 RESULTS = Path("experiments/results")
 BENCHMARKS = Path("benchmarks/results")
-COSTS = Path("build/costs.json")  # operations of an image's forward, by network
 
 
 def questions(study: Study) -> tuple[str, ...]:
@@ -56,7 +58,7 @@ class Plan:
     studies: dict[str, Study]
     kind: str  # "runs": the user's own records; "published": those in experiments/results
     runs: dict[str, Run]  # by folder name
-    trackers: dict[str, str] = field(default_factory=dict)  # by folder name
+    asked_by: dict[str, Study] = field(default_factory=dict)  # the study of each run, by folder name
 
     def teacher_record(self, folder: str) -> list[str]:
         run = self.runs[folder]
@@ -66,16 +68,28 @@ class Plan:
     def papermill_arguments(self, folder: str) -> str:
         """`-p name value` for every parameter that differs from the notebook's default."""
         values = self.runs[folder].model_dump(exclude_defaults=True) | {"explore": False}
-        if self.trackers.get(folder, "none") != "none":
-            values["tracker"] = self.trackers[folder]
+        if self.asked_by[folder].tracker != "none":
+            values["tracker"] = self.asked_by[folder].tracker
         as_text = {k: json.dumps(v) if isinstance(v, (dict, list)) else str(v) for k, v in values.items()}
         return " ".join(f"-p {name} {shlex.quote(value)}" for name, value in as_text.items())
 
     @cached_property
+    def estimates(self) -> Estimates:
+        return Estimates()
+
+    @cached_property
+    def needs(self) -> dict[str, Needs]:
+        """What each run is estimated to take, by folder name."""
+        return {folder: self.estimates.needs(run, self.asked_by[folder]) for folder, run in self.runs.items()}
+
+    def group(self, folder: str) -> str | None:
+        """The name that small runs share, by which a cluster may be given several as one job."""
+        return "small" if self.needs[folder].seconds <= SMALL_S else None
+
+    @cached_property
     def priorities(self) -> dict[str, int]:
         """Of each run, by folder name: the longest first, a teacher before its longest student; whole numbers from 1."""
-        flops = json.loads(COSTS.read_text()) if COSTS.is_file() else {}
-        cost = {folder: _operations(run, flops) for folder, run in self.runs.items()}
+        cost = {folder: self.estimates.operations(run) for folder, run in self.runs.items()}
         left = dict(cost)  # a run and the longest that waits for it
         for folder in self.runs:
             for record in self.teacher_record(folder):
@@ -138,12 +152,6 @@ class Plan:
         return sorted(map(str, BENCHMARKS.glob("*.json")))
 
 
-def _operations(run: Run, flops: dict[str, int]) -> float:
-    """What a run takes, up to what all runs on its images share: a backward costs two forwards."""
-    teacher = flops.get(run.teacher.split(".")[0], 0) if run.knowledge == "live" else 0
-    return run.epochs * (3 * flops.get(run.student, 1) + teacher)
-
-
 def fetch_data(studies: Iterable[Study]) -> None:
     """Have the named data sets on this machine before the first run asks for them; a KdfastError says what is to be done."""
     from kdfast.datasets import SOURCES, find
@@ -152,29 +160,12 @@ def fetch_data(studies: Iterable[Study]) -> None:
         print(f"data set {dataset}: {find(dataset)}")
 
 
-def estimate_costs(studies: Iterable[Study]) -> None:
-    """Write the operations of every network of these studies, by which the longest runs are started first."""
-    from kdfast.efficiency import flops
-
-    sizes = {}
-    for study in studies:
-        for run in study.plain_runs():
-            sizes[run.student] = run.image_size
-    found = {}
-    for name, size in sizes.items():
-        try:
-            found[name] = flops(name, 10, size)
-        except Exception:  # what cannot run at that size says so as a run; here it only has no place in the order
-            continue
-    write_atomically(COSTS, json.dumps(found).encode())
-
-
 def plan(names: list[str], records: str) -> Plan:
     """The jobs of some studies. With published records nothing is trained: a missing record is an error."""
     studies = {name: study_named(name) for name in names}
     runs = {run.folder_name: run for study in studies.values() for run in study.runs()}
-    trackers = {run.folder_name: study.tracker for study in studies.values() for run in study.runs()}
-    made = Plan(studies, records, runs if records == "runs" else {}, trackers)
+    asked_by = {run.folder_name: study for study in studies.values() for run in study.runs()}
+    made = Plan(studies, records, runs if records == "runs" else {}, asked_by)
     for name in names if records == "published" else []:
         missing = unpublished(name)
         if missing:
@@ -209,29 +200,45 @@ def alone() -> Iterator[None]:
         yield
 
 
-def snakemake(studies: list[str], records: str, extra: list[str]) -> int:
-    """Run Snakemake over these studies, with a lock on the checkout; returns its exit code."""
+def snakemake(studies: list[str], records: str, extra: list[str], profile: str = "") -> int:
+    """Run Snakemake over these studies, with a lock on the checkout; returns its exit code.
+
+    `profile`: the name of a folder in experiments/profiles, or the path of one, that says where the runs go.
+    """
     if not studies:
         raise KdfastError(f"no study has published records in {RESULTS}: make reproduce, then make publish")
+    where = ["--profile", str(profile_folder(profile))] if profile else ["--cores", "all"]
     if records == "runs":
         wanted = [study_named(name) for name in studies]
-        warm.prepare()  # it imports what the runs need while the names are checked here
+        if not profile:
+            warm.prepare()  # it imports what the runs need while the names are checked here
         for study in wanted:
             study.check_names()
         fetch_data(wanted)
         estimate_costs(wanted)
     planned = plan(studies, records)
     with alone():
+        cancel_leftovers()
         # --nolock: Snakemake's own lock outlives a kill, ours does not. --ignore-incomplete: what is there is whole, for
         # everything is written atomically, so that a run that was finished when Snakemake was killed is not trained again.
+        # --keep-incomplete: nor one that was finished in a group, of which another fails.
         command = [
-            sys.executable, "-m", "snakemake", "-s", "experiments/Snakefile", "--cores", "all", "--nolock", "--keep-going",
-            "--ignore-incomplete", "--rerun-triggers", "mtime", "input",
-            "--config", f"studies={','.join(studies)}", f"records={records}", *extra,
+            sys.executable, "-m", "snakemake", "-s", "experiments/Snakefile", *where, "--nolock", "--keep-going",
+            "--ignore-incomplete", "--keep-incomplete", "--rerun-triggers", "mtime", "input",
+            "--config", f"studies={','.join(studies)}", f"records={records}", *["grouped=yes"] * bool(profile), *extra,
         ]  # fmt: skip
         runs = [Path("runs") / folder / RECORD for folder in planned.runs]
         products = [Path(path) for path in [*planned.numbers, planned.pdf]]
         return run_with_progress(command, runs, products, Path("build/snakemake.log"))
+
+
+def profile_folder(profile: str) -> Path:
+    """Where a profile's config.yaml lies; a KdfastError if it cannot work here."""
+    for folder in (PROFILES / profile, Path(profile)):
+        if (folder / "config.yaml").is_file():
+            check_profile(folder)
+            return folder
+    raise unknown("profile", profile, [path.parent.name for path in PROFILES.glob("*/config.yaml")], str(PROFILES))
 
 
 # What is there

@@ -1,0 +1,166 @@
+"""A part of the small study on a real SLURM: what is asked for, what is shared, what is retried, what a kill leaves."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import slurm
+import yaml
+from conftest import copy_checkout
+
+from kdfast.resources import Estimates, estimate_costs
+from kdfast.workflow import study_named
+
+SMALL = {
+    "title": "On a cluster",
+    "training": {"epochs": 2},
+    "resources": {"gpu": 1},
+    "teachers": ["mini_resnet_s"],
+    "students": ["mini_resnet_xs"],
+    "methods": [{"name": "kd"}],
+}
+QUICK = """
+slurm-status-command: squeue
+slurm-init-seconds-before-status-checks: 3
+seconds-between-status-checks: 1
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    if why := slurm.obstacle():
+        pytest.skip(why)
+    with slurm.Slurm(tmp_path_factory.mktemp("slurm")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    root = copy_checkout(tmp_path_factory.mktemp("cluster") / "checkout")
+    profile = root / "experiments" / "profiles" / "slurm" / "config.yaml"
+    profile.write_text(profile.read_text() + QUICK)
+    return root
+
+
+def command(cluster, root, name, seeds, **options):
+    (root / "experiments" / "studies" / f"{name}.yaml").write_text(yaml.safe_dump(SMALL | {"seeds": seeds} | options))
+    words = ["reproduce", "--study", name, "--profile", "slurm", "--", "--until", "run"]
+    return cluster.within(sys.executable, "-m", "kdfast", *words, at=root)
+
+
+def reproduce(*args, **options):
+    done = subprocess.run(command(*args, **options), capture_output=True, text=True)
+    log = args[1] / "build" / "snakemake.log"
+    assert done.returncode == 0, done.stdout + done.stderr + log.read_text()[-3000:]
+    return done.stderr
+
+
+def records(root, seed):
+    return {path.parent.name: json.loads(path.read_text()) for path in (root / "runs").glob(f"*/*.s{seed}-*/record.json")}
+
+
+def ended(cluster, root):
+    return [job for job in cluster.jobs() if job["WorkDir"] == str(root)]
+
+
+def test_runs_are_done_by_jobs_with_what_they_were_estimated_to_need_and_small_ones_share_a_job(cluster, checkout):
+    reproduce(cluster, checkout, "small", [0, 1])
+    done = records(checkout, 0) | records(checkout, 1)
+    assert len(done) == 6 and all(record["hardware"]["threads"] == 1 for record in done.values())
+    (job,) = ended(cluster, checkout)
+    assert job["JobState"] == "COMPLETED"
+    assert "gpu:1" in cluster.run("scontrol", "show", "job", job["JobId"]).stdout
+    memory = int(job["Tres"].split("mem=")[1].split("M")[0])
+    assert 1500 < memory < 2000  # the runs of a job follow each other
+    for record in done.values():
+        moment = record["time"]["started"][:19]
+        assert job["StartTime"] <= moment <= job["EndTime"]
+
+
+def test_a_run_that_fails_is_tried_again_with_more_memory_and_time(cluster, checkout):
+    plugin = """
+        from pathlib import Path
+        from kdfast.all import Method, register
+
+        @register("flaky")
+        class Flaky(Method):
+            def loss(self, student, teacher, target):
+                if not Path("tried").exists():
+                    Path("tried").touch()
+                    raise MemoryError
+                return (student.logits - teacher.logits).pow(2).mean()
+    """
+    (checkout / "plugins").mkdir(exist_ok=True)
+    (checkout / "plugins" / "flaky.py").write_text(textwrap.dedent(plugin))
+    before = len(ended(cluster, checkout))
+    reproduce(cluster, checkout, "flaky", [10], methods=[{"name": "flaky", "args": {"weight": 0.1}}], resources={"mem_mb": 1600})
+    first, second = ended(cluster, checkout)[before:]
+    assert (first["JobState"], second["JobState"]) == ("FAILED", "COMPLETED")
+    assert "mem=1600M" in first["Tres"] and "mem=3200M" in second["Tres"]
+    assert int(second["TimeLimit"]) == 2 * int(first["TimeLimit"]) and len(records(checkout, 10)) == 3
+
+
+def test_what_a_killed_snakemake_left_running_is_not_submitted_twice(cluster, checkout):
+    before = len(ended(cluster, checkout))
+    words = command(cluster, checkout, "killed", [20], training={"epochs": 300}, teachers=[], methods=[])
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    cluster.until(lambda: list((checkout / "runs").glob("*/*.s20-*/experiment.ipynb")), 120)
+    time.sleep(2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert cluster.run("squeue", "-h").stdout.count("kdfast") == 1
+    said = reproduce(cluster, checkout, "killed", [20], training={"epochs": 300}, teachers=[], methods=[])
+    jobs = ended(cluster, checkout)[before:]
+    assert "ending 1 jobs that an earlier call left" in said
+    assert [job["JobState"] for job in jobs] == ["CANCELLED", "COMPLETED"] and jobs[0]["EndTime"] <= jobs[1]["StartTime"]
+    assert len(records(checkout, 20)) == 1 and not list(checkout.rglob("checkpoint.pt"))
+
+
+def test_the_generic_profile_works_with_any_command_that_submits(tmp_path):
+    root = copy_checkout(tmp_path / "checkout")
+    (root / "experiments" / "studies" / "small.yaml").write_text(yaml.safe_dump(SMALL | {"seeds": [0]}))
+    profile = root / "experiments" / "profiles" / "generic" / "config.yaml"
+    wanted = "./submit {resources.mem_mb} {resources.runtime} {resources.gpu}"
+    profile.write_text(re.sub("(?<=submit-cmd: ).*", wanted, profile.read_text()))
+    (root / "submit").write_text('#!/bin/sh\necho "$@" >> submitted\nsetsid sh "$4" > job.log 2>&1 &\necho $!\n')
+    (root / "submit").chmod(0o755)
+    words = ["reproduce", "--study", "small", "--profile", "generic", "--", "--until", "run"]
+    done = subprocess.run([sys.executable, "-m", "kdfast", *words], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (submitted,) = (root / "submitted").read_text().splitlines()  # all runs in one job
+    assert re.match(r"1[5-9]\d\d 30 1 ", submitted) and len(records(root, 0)) == 3
+
+
+@pytest.mark.skipif(shutil.which("sbatch") is not None, reason="there is an sbatch here")
+def test_a_profile_for_slurm_is_refused_where_there_is_none(checkout):
+    done = subprocess.run([sys.executable, "-m", "kdfast", "reproduce", "--profile", "slurm"], cwd=checkout,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 2 and "there is no sbatch here" in done.stderr
+
+
+def test_an_unknown_profile_is_refused_with_those_that_are_known(checkout):
+    done = subprocess.run([sys.executable, "-m", "kdfast", "reproduce", "--profile", "slum"], cwd=checkout,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 2 and "unknown profile 'slum'" in done.stderr and "slurm" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["digits", "digits_methods", "imagenette"])
+def test_estimates_are_above_what_published_runs_took_and_limits_far_above(name, tmp_path, monkeypatch):
+    from conftest import ROOT
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("kdfast.resources.COSTS", tmp_path / "costs.json")
+    study = study_named(name)
+    estimate_costs([study])
+    estimates = Estimates(tmp_path / "costs.json")
+    for run in study.runs():
+        needs = estimates.needs(run, study)
+        took = json.loads((ROOT / "experiments" / "results" / name / f"{run.id}.json").read_text())["time"]["total"]
+        assert took < needs.seconds < 20 * took and needs.minutes * 60 > 3 * took
