@@ -11,6 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from kdfast.failures import why
+
 LINE_EVERY = 30  # seconds, where the output is no terminal
 
 
@@ -43,10 +45,11 @@ def run_with_progress(command: list[str], records: list[Path], products: list[Pa
             if not console.is_terminal and left and time.time() - said > LINE_EVERY:
                 said = time.time()
                 console.print(f"{len(records) - len(left)} of {len(records)} runs, running: {_names(running)}")
+        bar.update(bars[0], completed=sum(path.is_file() for path in records), now="")
         if process.returncode == 0:
             bar.update(bars[1], completed=sum(path.is_file() for path in products))
     if process.returncode:
-        _explain(log, console)
+        _explain(log, console, [path.with_name("experiment.ipynb") for path in left if not path.is_file()], begun)
     return process.returncode
 
 
@@ -58,10 +61,11 @@ def _names(running: list[str]) -> str:
     return ", ".join(name.rsplit("-", 1)[0] for name in running[:4]) + (" …" if len(running) > 4 else "")
 
 
-def _explain(log: Path, console: Console) -> None:
-    """The sentences that failed jobs left in Snakemake's output, or its end where none did."""
+def _explain(log: Path, console: Console, unfinished: list[Path], begun: float) -> None:
+    """The sentences that failed jobs left in Snakemake's output, or in notebooks (on a cluster), or its end where none did."""
     lines = log.read_text(errors="replace").splitlines()
     reasons = [line for line in lines if re.match(r"kdfast: |\S+ failed: ", line)]
+    reasons = reasons or [f"{path.parent.name} failed: {why(path)}" for path in unfinished if _is_newer(path, begun)]
     for line in dict.fromkeys(reasons or [line for line in lines if line.strip()][-5:]):
         console.print(line, highlight=False, markup=False)
     console.print(f"(the whole output: {log})", highlight=False)

@@ -17,6 +17,7 @@ from rich.table import Table
 from kdfast import warm
 from kdfast.cluster import cancel_leftovers, check_profile
 from kdfast.errors import KdfastError, unknown
+from kdfast.failures import failure
 from kdfast.progress import run_with_progress
 from kdfast.provenance import code_hash
 from kdfast.resources import SMALL_S, Estimates, Needs, estimate_costs
@@ -223,9 +224,9 @@ def snakemake(studies: list[str], records: str, extra: list[str], profile: str =
         # everything is written atomically, so that a run that was finished when Snakemake was killed is not trained again.
         # --keep-incomplete: nor one that was finished in a group, of which another fails.
         command = [
-            sys.executable, "-m", "snakemake", "-s", "experiments/Snakefile", *where, "--nolock", "--keep-going",
-            "--ignore-incomplete", "--keep-incomplete", "--rerun-triggers", "mtime", "input",
-            "--config", f"studies={','.join(studies)}", f"records={records}", *["grouped=yes"] * bool(profile), *extra,
+            sys.executable, "-m", "snakemake", "-s", "experiments/Snakefile", *where, "--rerun-triggers", "mtime", "input",
+            "--config", f"studies={','.join(studies)}", f"records={records}", *["grouped=yes"] * bool(profile),
+            "--nolock", "--keep-going", "--ignore-incomplete", "--keep-incomplete", *extra,
         ]  # fmt: skip
         runs = [Path("runs") / folder / RECORD for folder in planned.runs]
         products = [Path(path) for path in [*planned.numbers, planned.pdf]]
@@ -254,19 +255,6 @@ def _state(folder: Path, current: str) -> str:
     if (folder / RECORD).is_file():
         return "done" if read_record(folder / RECORD).code["hash"] == current else "other code"
     return "failed" if failure(folder / "experiment.ipynb") else "missing"
-
-
-def failure(notebook: Path) -> str | None:
-    """The last line of the error in an executed notebook; None if it has none."""
-    try:
-        cells = json.loads(Path(notebook).read_text())["cells"]
-    except (OSError, ValueError):
-        return None
-    errors = [o for c in cells for o in c.get("outputs", []) if o["output_type"] == "error"]
-    if not errors:
-        return None
-    last = errors[-1]
-    return last["evalue"] if last["ename"] == "KdfastError" else f"{last['ename']}: {last['evalue']}"
 
 
 def show_status(study: str) -> None:
@@ -338,11 +326,3 @@ def _source(run: Run, study: str) -> tuple[Path, Path]:
     if not (own / RECORD).is_file() and old.is_file():
         return old, old.with_suffix(".npz")
     return own / RECORD, own / PREDICTIONS
-
-
-if __name__ == "__main__":  # python -m kdfast.workflow LOG: say in one line why a job's notebook failed
-    log = Path(sys.argv[1])
-    errors = Path(f"{log}.err")
-    said = errors.read_text().strip().splitlines() if errors.is_file() else []
-    why = failure(log) or (said[-1] if said else "no output")
-    print(f"{log.parent.name} failed: {why}", file=sys.stderr)

@@ -48,7 +48,7 @@ def new_checkout(folder: Path, **changes) -> Path:
 def start(root: Path, **environment: str) -> subprocess.Popen:
     """`reproduce`, the paper left out, with servers and stores of its own and a checkpoint after every epoch."""
     own = {"KDFAST_WARM_DIR": str(root / "warm"), "KDFAST_CHECKPOINT_S": "0", "KDFAST_WARM_IDLE": "20"}
-    words = [sys.executable, "-m", "kdfast", "reproduce", "--study", "stress", "--", "--until", "run"]
+    words = [sys.executable, "-m", "kdfast", "reproduce", "--study", "stress", "--", "runs"]
     with open(root / "said.txt", "w") as said:
         return subprocess.Popen(words, cwd=root, env=os.environ | own | environment, stdout=said, stderr=said)
 
@@ -151,6 +151,7 @@ def kills(folder: Path, moments: int, rng: random.Random) -> dict:
         left += wait_for_the_end(root)
     codes = finish(root)
     differ += differences(undisturbed, root)
+    resumed += sum(read_record(path).time.get("resumed", 0) for path in records(root).values())
     return {"kills": dict(done), "studies": studies, "finished by one more command": codes == 0, "processes left": left,
             "records lost or changed": differ, "runs gone on from a checkpoint": resumed}  # fmt: skip
 
@@ -163,7 +164,7 @@ def disk_full(folder: Path, sizes_mb: list[float]) -> dict:
     for size in track(sizes_mb, "full disks"):
         root = new_checkout(folder / f"full{size}")
         (root / "runs").mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={int(size * 1024)}k", "tmpfs", str(root / "runs")], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={int(size * 1000)}k", "tmpfs", str(root / "runs")], check=True)
         try:
             assert finish(root) != 0, f"{size} MB is enough for the study"
             said.append((root / "said.txt").read_text())
@@ -189,7 +190,7 @@ def main() -> None:
         rng = random.Random(args.seed)
         found = {"seed": args.seed, "kills": kills(Path(folder), args.kills, rng)}
         if os.geteuid() == 0:
-            sizes = sorted(round(rng.uniform(0.05, 1.0), 2) for _ in range(args.disks))
+            sizes = sorted(round(rng.uniform(0.02, 0.3), 2) for _ in range(args.disks))
             found["disk full"] = disk_full(Path(folder), sizes)
     found |= {"hardware": hardware("cpu", 1), "code": {"hash": code_hash(), **git_state()}}
     RESULTS.parent.mkdir(parents=True, exist_ok=True)

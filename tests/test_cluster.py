@@ -51,7 +51,7 @@ def checkout(tmp_path_factory):
 
 def command(cluster, root, name, seeds, **options):
     (root / "experiments" / "studies" / f"{name}.yaml").write_text(yaml.safe_dump(SMALL | {"seeds": seeds} | options))
-    words = ["reproduce", "--study", name, "--profile", "slurm", "--", "--until", "run"]
+    words = ["reproduce", "--study", name, "--profile", "slurm", "--", "runs"]
     return cluster.within(sys.executable, "-m", "kdfast", *words, at=root)
 
 
@@ -131,7 +131,7 @@ def test_the_generic_profile_works_with_any_command_that_submits(tmp_path):
     profile.write_text(re.sub("(?<=submit-cmd: ).*", wanted, profile.read_text()))
     (root / "submit").write_text('#!/bin/sh\necho "$@" >> submitted\nsetsid sh "$4" > job.log 2>&1 &\necho $!\n')
     (root / "submit").chmod(0o755)
-    words = ["reproduce", "--study", "small", "--profile", "generic", "--", "--until", "run"]
+    words = ["reproduce", "--study", "small", "--profile", "generic", "--", "runs"]
     done = subprocess.run([sys.executable, "-m", "kdfast", *words], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (submitted,) = (root / "submitted").read_text().splitlines()  # all runs in one job
