@@ -107,7 +107,7 @@ def save(name: str, rows: list[dict[str, Any]], settings: dict[str, Any], device
         "name": name, "settings": settings, "rows": rows, "hardware": hardware(device, torch.get_num_threads()),
         "packages": versions(), "code": {"hash": code_hash(), **git_state()}, "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")
     return path

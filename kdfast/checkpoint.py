@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelEpochException
 from fastai.learner import Learner
+from fastai.torch_core import get_model, rank_distrib
 from fastcore.foundation import L
 from torch import Tensor
 
@@ -53,7 +54,7 @@ class Checkpoint(Callback):
 
     def after_epoch(self):
         now = time.perf_counter()
-        if self.epoch + 1 < self.n_epoch and now - self.written >= self.every:
+        if rank_distrib() == 0 and self.epoch + 1 < self.n_epoch and now - self.written >= self.every:
             spent = {"epoch": self.epoch, "seconds": self.before + now - self.began, "resumed": self.resumed}
             try:
                 write(self.path, {"about": self.about, **spent, "state": collect(self.learn)})
@@ -91,7 +92,7 @@ def collect(learn: Learner) -> dict[str, Any]:
     recorder = learn.recorder
     scaler = getattr(learn, "scaler", None)
     return {
-        "model": learn.model.state_dict(),
+        "model": get_model(learn.model).state_dict(),
         "optimizer": learn.opt.state_dict(),
         "scaler": None if scaler is None else scaler.state_dict(),
         "train_iter": learn.train_iter,
@@ -109,7 +110,7 @@ def collect(learn: Learner) -> dict[str, Any]:
 
 def restore(learn: Learner, state: dict[str, Any]) -> None:
     """Take up what `collect` gave, after every callback's before_fit."""
-    learn.model.load_state_dict(state["model"])
+    get_model(learn.model).load_state_dict(state["model"])
     learn.opt.load_state_dict(state["optimizer"])
     if state["scaler"] is not None:
         learn.scaler.load_state_dict(state["scaler"])

@@ -88,6 +88,14 @@ class Trained:
         if self.pending is not None:
             self.load_state_dict(self.pending)
 
+    def average(self) -> None:
+        """Of the adapters' gradients over the processes that train together; the student's are torch's DDP's to average."""
+        if self.stepping and torch.distributed.is_initialized():
+            for p in self.adapters.parameters():
+                if p.grad is not None:
+                    torch.distributed.all_reduce(p.grad)
+                    p.grad /= torch.distributed.get_world_size()
+
     def step(self, scaler: torch.amp.GradScaler | None) -> None:
         """The adapters' optimizer step, if one is due, through the student's GradScaler where there is one."""
         if self.stepping:

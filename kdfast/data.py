@@ -126,7 +126,7 @@ class BatchDL(TfmdDL):
     _n_inp, _types = 1, {tuple: [TensorImage, TensorCategory]}
 
     def __init__(self, dataset, bs=64, augment: Augment | None = None, num_workers=0, **kwargs):
-        self.augment = augment
+        self.augment, self.share = augment, (0, 1)  # which of how many shares of every batch, see kdfast.processes
         super().__init__(dataset, bs=bs, num_workers=num_workers, **kwargs)
 
     def new(self, dataset=None, cls=None, **kwargs):
@@ -142,7 +142,7 @@ class BatchDL(TfmdDL):
         order: list[int] = []
         for i, batch in enumerate(super().__iter__()):
             order = order or self._DataLoader__idxs  # of this pass, whoever begins another within it
-            self.shown = self.dataset.index[torch.as_tensor(order[i * self.bs : (i + 1) * self.bs])]
+            self.shown = self.dataset.index[self._mine(order[i * self.bs : (i + 1) * self.bs])]
             yield batch
 
     def images(self, index: Tensor, view: int = 0) -> Tensor:
@@ -156,9 +156,13 @@ class BatchDL(TfmdDL):
         return s or 0  # an item is its number until the batch is cut
 
     def create_batch(self, numbers):
-        index = self.dataset.index[torch.as_tensor(numbers)]
+        index = self.dataset.index[self._mine(numbers)]
         images, labels = self.dataset.images[index], self.dataset.labels[index]
         return (images if self.augment is None else self.augment(images, index)), labels
+
+    def _mine(self, numbers: list[int]) -> Tensor:
+        first, step = self.share
+        return torch.as_tensor(numbers[first::step])
 
     def retain(self, batch, numbers):
         return batch

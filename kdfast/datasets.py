@@ -5,9 +5,12 @@ hash checked, once, with a bar) where it is in neither.
 """
 
 import os
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tarfile import TarFile, data_filter
 
 import numpy as np
 import torch
@@ -80,10 +83,27 @@ def find(dataset: str) -> Path:
     own = os.environ.get("KDFAST_DATA")
     target = {"data": data_folders()[0], "archive": data_folders()[0] / "archive"} if own else {}
     try:
-        return Path(untar_data(source.url, **target))
+        with _unpacking(data_folders()[0]):
+            return Path(untar_data(source.url, **target))
     except Exception as error:  # fastdownload's own errors are bare Exceptions
         why = " ".join(str(error).split()) or type(error).__name__
         raise KdfastError(f"data set {dataset} could not be downloaded ({why}): unpack {source.url}, and {put}") from None
+
+
+@contextmanager
+def _unpacking(folder: Path) -> Iterator[None]:
+    """What untar_data unpacks meanwhile stays in its folder (by default, Python 3.11 does whatever a tar file says) and comes to
+    `folder` whole or not at all: unpacked on the same disk, its move is one step. fastai's own folders stay as they were."""
+    folder.mkdir(parents=True, exist_ok=True)
+    own, filtered, scratch = fastai_cfg(), TarFile.extraction_filter, tempfile.tempdir
+    places = {key: own[key] for key in ("data", "archive")}
+    TarFile.extraction_filter, tempfile.tempdir = staticmethod(data_filter), str(folder)
+    try:
+        yield
+    finally:
+        TarFile.extraction_filter, tempfile.tempdir = filtered, scratch
+        for key, place in places.items():
+            own[key] = place
 
 
 # How they are read

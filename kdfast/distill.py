@@ -17,6 +17,7 @@ from fastai.callback.core import Callback
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.mixup import MixHandler
 from fastai.learner import ValueMetric
+from fastai.torch_core import get_model
 from torch import Tensor, nn
 
 from kdfast.adapters import margin
@@ -148,7 +149,7 @@ class Distill(Callback):
                 self._fit_taps(tuple(x[:2] for x in self.xb))
             self.fitted = True
             self.stream.mine = self.resumed or self.stream.mine  # as it was before the run was interrupted
-        self.seen = watch_once(self.learn.model, self.taps.points)
+        self.seen = watch_once(get_model(self.learn.model), self.taps.points)
 
     def after_loss(self):
         with self.stream:
@@ -156,7 +157,7 @@ class Distill(Callback):
 
     def after_cancel_batch(self):
         if self.watch is not None:
-            unwatch(self.learn.model)
+            unwatch(get_model(self.learn.model))
 
     # The terms
 
@@ -213,7 +214,7 @@ class Distill(Callback):
     # What is found and built
 
     def _fit_taps(self, inputs: tuple[Tensor, ...]):
-        student = self.learn.model
+        student = get_model(self.learn.model)
         ours = probe(student, inputs, self.named[0])
         if self.knowledge is not None:  # vectors alone
             self.taps, self.margins = Taps(student, ours, self.wanted, ()), []
@@ -249,6 +250,7 @@ class Distill(Callback):
 
     def before_step(self):
         self.trained.stepping = self.companion is not None
+        self.trained.average()
 
     def after_cancel_step(self):  # MixedPrecision skips a step whose gradients overflow
         self.trained.skip()

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastai.learner import Learner
+from fastai.torch_core import num_distrib
 from safetensors.torch import save
 
-from kdfast import provenance
+from kdfast import processes, provenance
 from kdfast.checkpoint import Checkpoint
 from kdfast.data import ImageData
 from kdfast.datasets import load_data
@@ -27,6 +28,7 @@ from kdfast.results import (
     WEIGHTS,
     Record,
     pack_predictions,
+    read_record,
     write_atomically,
     write_record,
 )  # fmt: skip
@@ -113,12 +115,21 @@ class Experiment:
 
     def fit(self, progress: bool = True) -> None:
         """Train; the seconds it takes go into the record."""
+        if self.run.processes > 1 and num_distrib() == 0:
+            processes.check(self.run.batch_size, len(self.data.splits["train"]), self.run.processes)
+            processes.train(self.run.model_dump(), self.runs, self.tracker, self.run.processes)
+            return
         start = time.perf_counter()
         fit(self.learn, self.run, progress)
         self.seconds["training"] = time.perf_counter() - start + self.learn.checkpoint.before
 
     def finish(self) -> Record:
-        """Evaluate the last and the best epoch's weights and write weights, predictions and record."""
+        """Evaluate the last and the best epoch's weights and write weights, predictions and record.
+
+        Where several processes trained, the first of them has done so, and its record is read.
+        """
+        if self.run.processes > 1 and num_distrib() == 0:
+            return read_record(self.folder / RECORD)
         start = time.perf_counter()
         self.taught = self._teachers_test_logits()
         last_state = to_cpu(self.learn.model.state_dict())

@@ -32,7 +32,8 @@ def failure(notebook: Path) -> str | None:
         return None
     name, value = errors[-1]["ename"], errors[-1]["evalue"]
     if name in ("MemoryError", "_ArrayMemoryError", "OutOfMemoryError") or "can't allocate memory" in value:
-        return f"out of memory ({value.splitlines()[0] if value else name}): a smaller batch_size or image_size, or fewer runs at once"
+        said = value.splitlines()[0] if value else name
+        return f"out of memory ({said}): a smaller batch_size or image_size, or fewer runs at once"
     return value if name == "KdfastError" else f"{name}: {value}"
 
 

@@ -169,6 +169,11 @@ def architecture(name: str) -> Architecture:
         return _REGISTRY[name]
     if name in tv.list_models(module=tv):
         return _torchvision(name)
+    from kdfast.method import load_plugins  # which imports this module
+
+    load_plugins()
+    if name in _REGISTRY:
+        return _REGISTRY[name]
     raise unknown("model", name, model_names())
 
 

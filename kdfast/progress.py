@@ -1,10 +1,7 @@
 """Snakemake with a progress bar: how many runs are done, which are running, how long it will take."""
 
-import ctypes
 import re
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,13 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from kdfast.failures import why
+from kdfast.orphans import die_with_parent
 
 LINE_EVERY = 30  # seconds, where the output is no terminal
-
-
-def die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed `make reproduce` leaves nothing running
 
 
 def run_with_progress(command: list[str], records: list[Path], products: list[Path], log: Path) -> int:
@@ -34,7 +27,9 @@ def run_with_progress(command: list[str], records: list[Path], products: list[Pa
         done = sum(path.is_file() for path in records)
         bars = [bar.add_task("runs", total=len(records), completed=done, now="", visible=done < len(records)),
                 bar.add_task("figures and paper", total=len(products), now="")]  # fmt: skip
-        process = subprocess.Popen(command, stdout=output, stderr=output, preexec_fn=die_with_parent)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, preexec_fn=die_with_parent
+        )  # a killed `make reproduce` leaves nothing running
         left, said = [path for path in records if not path.is_file()], begun
         while process.poll() is None:
             time.sleep(0.5)

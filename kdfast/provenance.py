@@ -18,8 +18,8 @@ RUNS = ROOT / "runs" if NOTEBOOK.is_file() else Path("runs")  # every run of thi
 # out, so that a new figure does not make hours of training look outdated.
 RUN_MODULES = (
     "adapters", "augment", "catalogue", "checkpoint", "cifar", "companion", "data", "datasets", "distill", "evaluation",
-    "experiment", "hooks", "images", "knowledge", "layers", "losses", "method", "methods", "models", "pretrained", "randomness",
-    "recipe", "splits", "store", "taps", "teacher", "trackers", "training",
+    "experiment", "hooks", "images", "knowledge", "layers", "losses", "method", "methods", "models", "pretrained", "processes",
+    "randomness", "recipe", "splits", "store", "taps", "teacher", "trackers", "training",
 )  # fmt: skip
 PLUGINS = ROOT / "plugins" if NOTEBOOK.is_file() else Path("plugins")  # a user's own methods and models, *.py
 PACKAGES = ("torch", "torchvision", "fastai", "numpy", "scikit-learn", "pillow")

@@ -10,7 +10,7 @@ from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.schedule import ParamScheduler, SchedCos, SchedNo, combine_scheds
 from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import OptimWrapper
-from fastai.torch_core import norm_bias_params
+from fastai.torch_core import get_model, norm_bias_params
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -115,20 +115,20 @@ class AverageWeights(Callback):
     def before_fit(self):
         self.run = not hasattr(self.learn, "lr_finder")
         if self.run:
-            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
+            self.average = AveragedModel(get_model(self.model), multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
             self.trained = None
 
     def before_train(self):
         if self.trained is not None:
-            self.model.load_state_dict(self.trained)
+            get_model(self.model).load_state_dict(self.trained)
             self.trained = None
 
     def after_step(self):
-        self.average.update_parameters(self.model)
+        self.average.update_parameters(get_model(self.model))
 
     def after_train(self):
-        self.trained = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        self.model.load_state_dict(self.average.module.state_dict())
+        self.trained = {k: v.detach().clone() for k, v in get_model(self.model).state_dict().items()}
+        get_model(self.model).load_state_dict(self.average.module.state_dict())
 
     def after_fit(self):
         self.average, self.trained = None, None

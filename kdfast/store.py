@@ -29,6 +29,7 @@ from kdfast.results import write_atomically
 
 LIMIT_GB = 20.0  # unless KDFAST_STORE_GB says otherwise
 STALE_S = 3600  # a part that nobody has written to for so long was left by a killed process
+HELD = ".held"  # a file in the store: bytes held at the last look, and of each write since
 
 Key = dict[str, Any]
 
@@ -105,7 +106,7 @@ class Store:
     def report(self) -> pd.DataFrame:
         """One row an entry: name, parts, megabytes, when last used, folder; the longest unused first."""
         rows = []
-        for entry in self.folder.iterdir() if self.folder.is_dir() else ():
+        for entry in self.folder.glob("[!.]*") if self.folder.is_dir() else ():
             files = list(entry.glob("*.safetensors"))
             size = sum(file.stat().st_size for file in files)
             used = datetime.fromtimestamp(entry.stat().st_mtime)
@@ -132,10 +133,19 @@ class Store:
         entries = list(self.report().folder)
         for entry in entries:
             shutil.rmtree(entry, ignore_errors=True)
+        (self.folder / HELD).unlink(missing_ok=True)
         return len(entries)
 
     def _make_room(self, needed: int, own: Path) -> None:
-        """Remove what was used longest ago until `needed` bytes fit; OSError if they do not, beside the entry itself."""
+        """Remove what was used longest ago until `needed` bytes fit; OSError if they do not, beside the entry itself.
+
+        To look at every entry at every write would take a large study longer than its runs: as long as what was noted of the
+        writes since the last look says that there is room, nobody looks.
+        """
+        if self._noted() + needed <= self.limit:
+            with (self.folder / HELD).open("a") as noted:
+                noted.write(f"{needed}\n")
+            return
         for stale in self.folder.glob("*/.*.partial"):
             if time.time() - stale.stat().st_mtime > STALE_S:
                 stale.unlink(missing_ok=True)
@@ -143,12 +153,20 @@ class Store:
         total = 1e6 * table.MB.sum() + needed
         for row in table.itertuples():
             if total <= self.limit:
-                return
+                break
             if row.folder != own:
                 shutil.rmtree(row.folder, ignore_errors=True)
                 total -= 1e6 * row.MB
         if total > self.limit:
             raise OSError(f"it would hold more than its limit of {self.limit / 1e9:g} GB (KDFAST_STORE_GB)")
+        write_atomically(self.folder / HELD, f"{total:.0f}\n".encode())
+
+    def _noted(self) -> float:
+        """Bytes at the last look and of all writes since; infinity where that is not known."""
+        try:
+            return sum(int(line) for line in (self.folder / HELD).read_text().split()) or float("inf")
+        except (OSError, ValueError):
+            return float("inf")
 
 
 def _checked(path: Path, key: Key) -> dict[str, Tensor]:

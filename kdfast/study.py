@@ -75,6 +75,7 @@ class Training(Strict):
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # the latter two: mixed precision
     channels_last: bool = False  # memory format of images and convolutions
     compile: bool = False  # torch.compile for student and live teacher
+    processes: int = Field(1, ge=1)  # of one machine, which share every batch: one for each GPU
 
     @model_validator(mode="after")
     def _options_fit_each_other(self) -> "Training":

@@ -15,6 +15,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
+from fastai.torch_core import get_model
 from fastcore.foundation import L
 from torch import Tensor
 from torch.amp import GradScaler
@@ -67,7 +68,7 @@ class KeepBest(Callback):
         loss = self.recorder.values[-1][self.recorder.metric_names.index("valid_loss") - 1]
         if loss < self.best_loss:
             self.best_loss, self.best_epoch = loss, self.epoch
-            self.best_state = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+            self.best_state = {k: v.detach().clone() for k, v in get_model(self.model).state_dict().items()}
 
     def snapshot(self):
         return {"loss": self.best_loss, "epoch": self.best_epoch, "state": self.best_state}

@@ -36,7 +36,7 @@ STUDY = {
     "methods": [{"name": "kd"}, {"name": "fitnet"}],
 }
 RUNS = 8
-VICTIMS = ("kernel", "papermill", "its caller", "the server of kernels", "Snakemake", "reproduce")
+VICTIMS = ("kernel", "papermill", "Snakemake", "its caller", "the server of kernels", "reproduce")
 
 
 def new_checkout(folder: Path, **changes) -> Path:
@@ -65,39 +65,39 @@ def processes(root: Path, reproduce: psutil.Process) -> dict[str, list[psutil.Pr
     """Who is there to be killed, by name."""
     found: dict[str, list[psutil.Process]] = {name: [] for name in VICTIMS}
     found["reproduce"] = [reproduce]
-    for process in reproduce.children(recursive=True):
-        words = process.cmdline()
-        if "snakemake" in words:
-            found["Snakemake"].append(process)
-        elif "kdfast.warm" in words and "-c" not in words:
-            found["its caller"].append(process)
-    for server in psutil.process_iter():
+    with suppress(psutil.Error):
+        for process in reproduce.children(recursive=True):
+            words = process.cmdline()
+            if "snakemake" in words:
+                found["Snakemake"].append(process)
+            elif "kdfast.warm" in words and "-c" not in words:
+                found["its caller"].append(process)
+    for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if f"{root}/warm" in " ".join(server.cmdline()) and server.ppid() == 1:
-                found["the server of kernels"].append(server)
-                for child in server.children():
-                    listens = any(c.status == psutil.CONN_LISTEN for c in child.net_connections())
-                    found["kernel" if listens else "papermill"].append(child)
+            if f"{root}/warm" not in " ".join(process.cmdline()):
+                continue
+            if f"{root}/warm" not in " ".join(process.parent().cmdline()):
+                found["the server of kernels"].append(process)
+            else:  # forked from it
+                listens = any(c.status == psutil.CONN_LISTEN for c in process.net_connections())
+                found["kernel" if listens else "papermill"].append(process)
     return found
 
 
 def kill_once(root: Path, victim: str, rng: random.Random) -> bool:
-    """Go on with the study, `kill -9` one of those at a moment of the next seconds; whether there was one to kill."""
+    """Go on with the study, `kill -9` one of those at a moment of the seconds after it came up; whether there was one."""
     process = start(root)
     reproduce = psutil.Process(process.pid)
-    runs = root / "runs"
-    before = {path: path.stat().st_mtime_ns for path in runs.glob("*/*/experiment.ipynb")}
-    while process.poll() is None:  # until runs have begun
-        now = {path: path.stat().st_mtime_ns for path in runs.glob("*/*/experiment.ipynb")}
-        if now != before:
-            break
+    moment, killed = None, False
+    while process.poll() is None and not killed:
+        there = processes(root, reproduce)[victim]
+        if there and moment is None:
+            moment = time.monotonic() + rng.uniform(0, 3)
+        if there and time.monotonic() > moment:
+            with suppress(psutil.Error):
+                rng.choice(there).kill()
+                killed = True
         time.sleep(0.05)
-    time.sleep(rng.uniform(0, 4))
-    killed = False
-    with suppress(psutil.Error):
-        if process.poll() is None and (there := processes(root, reproduce)[victim]):
-            rng.choice(there).kill()
-            killed = True
     process.wait()
     return killed
 
@@ -156,13 +156,13 @@ def kills(folder: Path, moments: int, rng: random.Random) -> dict:
             "records lost or changed": differ, "runs gone on from a checkpoint": resumed}  # fmt: skip
 
 
-def disk_full(folder: Path, sizes_mb: list[float]) -> dict:
+def disk_full(folder: Path, sizes_mb: list[float], **changes) -> dict:
     """`runs/` on disks of so many MB: what was said, and whether the study is finished when there is room. Needs root."""
-    undisturbed = new_checkout(folder / "with room")
+    undisturbed = new_checkout(folder / "with room", **changes)
     assert finish(undisturbed) == 0
     differ, said = [], []
     for size in track(sizes_mb, "full disks"):
-        root = new_checkout(folder / f"full{size}")
+        root = new_checkout(folder / f"full{size}", **changes)
         (root / "runs").mkdir()
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={int(size * 1000)}k", "tmpfs", str(root / "runs")], check=True)
         try:

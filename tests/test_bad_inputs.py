@@ -2,15 +2,18 @@
 
 import json
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 
 import numpy as np
 import pytest
 import yaml
-from conftest import write_images
+from conftest import copy_checkout, write_images
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from papermill.translators import PythonTranslator
 from PIL import Image
 
 from kdfast.datasets import load_data
@@ -111,6 +114,37 @@ def test_a_record_of_a_later_schema_is_refused_in_words(tmp_path):
     (tmp_path / "record.json").write_text(json.dumps(fields))
     with pytest.raises(KdfastError, match=r"is not a whole record of schema 1 \(schema_version: Input should be 1"):
         read_record(tmp_path / "record.json")
+
+
+@MANY
+@given(text=st.text())
+@example(text='"); import os; os.system("touch pwned"); ("')
+@example(text="'''\nimport os\n'''")
+def test_no_parameter_is_a_command_in_the_notebook(text):
+    """papermill writes parameters into a cell as Python: whatever is given comes out as it was."""
+    namespace: dict = {}
+    try:
+        exec(PythonTranslator.codify({"student": text, "method_args": {text: text}}), {}, namespace)
+    except UnicodeEncodeError:  # half a surrogate pair is no text
+        return
+    assert namespace == {"student": text, "method_args": {text: text}}
+
+
+def test_hostile_names_of_folders_and_classes_run_nothing_and_reach_the_paper_as_text(tmp_path):
+    """A study on a folder whose names are commands, for a shell, for Snakemake's formatting and for TeX."""
+    root = copy_checkout(tmp_path / "checkout")
+    names = ["$(touch pwned1)", "; touch pwned2 #", "\\input{pwned}\\write18{touch pwned3}", "{wildcards} & 100 %_^~"]
+    where = tmp_path / "a 'set' \"of\" $(touch pwned4) `touch pwned5` {x}"
+    study = {
+        "title": "\\immediate\\write18{touch pwned6} & $x_1$ #1", "note": "100 % {of} \\undefined", "seeds": [0], "image_size": 8,
+        "dataset": str(write_images(where, dict.fromkeys(names, 12), size=8)), "training": {"epochs": 1},
+        "teachers": ["mini_resnet_s"], "students": ["mini_resnet_xs"], "methods": [{"name": "kd"}],
+    }  # fmt: skip
+    (root / "experiments" / "studies" / "hostile.yaml").write_text(yaml.safe_dump(study))
+    done = subprocess.run([sys.executable, "-m", "kdfast", "reproduce", "--study", "hostile"], cwd=root, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode() + (root / "build" / "snakemake.log").read_text()[-2000:]
+    assert (root / "build" / "hostile" / "paper.pdf").read_bytes().startswith(b"%PDF")
+    assert not list(tmp_path.rglob("pwned*"))
 
 
 # Images

@@ -206,10 +206,9 @@ def test_a_failed_download_leaves_nothing_and_says_what_to_do(tmp_path, monkeypa
     assert "\n" not in str(error.value) and not (tmp_path / "cifar100").exists()
 
 
-def test_a_data_set_that_is_nowhere_is_downloaded_once(tmp_path, monkeypatch):
-    make_cifar100(tmp_path / "web" / "cifar100")
-    with tarfile.open(tmp_path / "web" / "cifar100.tgz", "w:gz") as archive:
-        archive.add(tmp_path / "web" / "cifar100", "cifar100")
+@pytest.fixture
+def offered(tmp_path, monkeypatch):
+    """Offers tmp_path/web/cifar100.tgz for download into tmp_path/data; the paths that were asked for."""
     asked = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
@@ -221,12 +220,36 @@ def test_a_data_set_that_is_nowhere_is_downloaded_once(tmp_path, monkeypatch):
     url = f"http://127.0.0.1:{server.server_port}/cifar100.tgz"
     monkeypatch.setitem(datasets.SOURCES, "cifar100", replace(datasets.SOURCES["cifar100"], url=url))
     monkeypatch.setenv("KDFAST_DATA", str(tmp_path / "data"))
-    try:
-        first, second = load_data("cifar100"), load_data("cifar100")
-    finally:
-        server.shutdown()
+    yield asked
+    server.shutdown()
+
+
+def test_a_data_set_that_is_nowhere_is_downloaded_once(tmp_path, offered):
+    make_cifar100(tmp_path / "web" / "cifar100")
+    with tarfile.open(tmp_path / "web" / "cifar100.tgz", "w:gz") as archive:
+        archive.add(tmp_path / "web" / "cifar100", "cifar100")
+    first, second = load_data("cifar100"), load_data("cifar100")
     assert first.fingerprint == second.fingerprint and sizes(first)["train"] == 40
-    assert asked == ["/cifar100.tgz"] and (tmp_path / "data" / "cifar100").is_dir()
+    assert offered == ["/cifar100.tgz"] and (tmp_path / "data" / "cifar100").is_dir()
+
+
+def link(to: str) -> tarfile.TarInfo:
+    member = tarfile.TarInfo("cifar100/link")
+    member.type, member.linkname = tarfile.SYMTYPE, to
+    return member
+
+
+@pytest.mark.parametrize(
+    "member", [tarfile.TarInfo("../evil.txt"), tarfile.TarInfo("cifar100/../../../evil.txt"), link("../../..")]
+)
+def test_an_archive_that_would_leave_its_folder_is_refused(tmp_path, offered, member):
+    make_cifar100(tmp_path / "web" / "cifar100")
+    with tarfile.open(tmp_path / "web" / "cifar100.tgz", "w:gz") as archive:
+        archive.add(tmp_path / "web" / "cifar100", "cifar100")
+        archive.addfile(member)
+    with pytest.raises(KdfastError, match=r"could not be downloaded .*outside the destination"):
+        load_data("cifar100")
+    assert not list(tmp_path.rglob("evil.txt")) and not (tmp_path / "data" / "cifar100").exists()
 
 
 # Decoded once

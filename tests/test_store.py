@@ -116,6 +116,20 @@ def test_what_was_used_longest_ago_goes_first(tmp_path):
     assert store.report().MB.sum() <= 3.5
 
 
+def test_a_write_looks_at_all_entries_only_where_room_may_be_short(tmp_path, monkeypatch):
+    store, looked = Store(tmp_path / "s", limit_gb=4.5e-3), []
+    whole = Store.report
+    monkeypatch.setattr(Store, "report", lambda self: looked.append(1) or whole(self))
+    for i in range(12):
+        store.write(KEY | {"name": f"n{i}"}, "view-0000", {"logits": torch.zeros(250_000)})  # 1 MB
+        held = sum(path.stat().st_size for path in (tmp_path / "s").rglob("*.safetensors"))
+        assert held <= 4.5e6
+    assert 1 <= len(looked) <= 9  # not at 2, 3 and 4
+    (tmp_path / "s" / ".held").write_text("nonsense")
+    store.write(KEY, "view-0000", {"logits": torch.zeros(250_000)})
+    assert int((tmp_path / "s" / ".held").read_text()) == pytest.approx(4e6, rel=0.01)
+
+
 def test_more_than_the_limit_is_not_written(tmp_path):
     store = Store(tmp_path / "s", limit_gb=1e-3)
     with pytest.raises(OSError, match=r"more than its limit of 0\.001 GB"):
@@ -188,7 +202,7 @@ def test_a_full_disk_leaves_nothing_half_written(small_disk):
     store = Store(small_disk / "s")
     with pytest.raises(OSError, match="No space left"):
         store.write(KEY, "view-0000", {"logits": torch.rand(100_000)})
-    assert not [path for path in small_disk.rglob("*") if path.is_file()]
+    assert not [path for path in small_disk.rglob("*") if path.is_file() and path.name != ".held"]
     store.write(KEY, "view-0000", {"logits": torch.rand(100)})
     assert store.read(KEY, "view-0000") is not None
 
