@@ -17,7 +17,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from fastai.distributed import DistributedTrainer
 from fastai.learner import Learner
 from fastai.torch_core import num_distrib, rank_distrib
 
@@ -25,21 +24,17 @@ from kdfast.errors import KdfastError
 from kdfast.orphans import die_with_parent
 
 
-class Processes(DistributedTrainer):
-    """fastai's, with loaders that give each process its share of a batch."""
-
-    def __init__(self):
-        cuda = torch.cuda.is_available()
-        super().__init__(sync_bn=cuda, cpu=not cuda)  # SyncBatchNorm is for GPUs alone
-
-    def _wrap_dl(self, dl):
-        return dl
-
-
 def join(learn: Learner) -> None:
     """Make a Learner of `create_learner` one of the processes that this one was started with."""
+    from fastai.distributed import DistributedTrainer  # with accelerate: a second that other runs need not spend
+
+    class Processes(DistributedTrainer):
+        def _wrap_dl(self, dl):  # the loader has its share already
+            return dl
+
     learn.dls.train.share = rank_distrib(), num_distrib()
-    learn.add_cb(Processes())
+    cuda = torch.cuda.is_available()
+    learn.add_cb(Processes(sync_bn=cuda, cpu=not cuda))  # SyncBatchNorm is for GPUs alone
 
 
 def check(batch_size: int, images: int, processes: int) -> None:

@@ -84,7 +84,7 @@ class Estimates:
         working = images * (self.operations(run) / OPERATIONS_S + moved / BYTES_S)
         seconds = START_S + STEP_S * run.epochs * images / run.batch_size + working / (GPU if said.gpu else 1)
         minutes = said.minutes or max(SHORTEST_MIN, math.ceil(LIMIT * seconds / 60))
-        return Needs(said.gpu, said.mem_mb or self._memory(run, images), minutes, seconds)
+        return Needs(max(said.gpu, run.processes) if said.gpu else 0, said.mem_mb or self._memory(run, images), minutes, seconds)
 
     def _memory(self, run: Run, images: int) -> int:
         """MB: weights, gradients and two moments; what a forward keeps for the backward; a teacher; the decoded images."""

@@ -20,7 +20,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from kdfast.errors import KdfastError
+from kdfast import gpus
+from kdfast.errors import KdfastError, number_given
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # pools break in a fork
 READ_AT_IMPORT = ("JPY_PARENT_PID", "MPLBACKEND")  # by ipykernel and matplotlib: the first caller's are not everyone's
@@ -151,14 +152,22 @@ def prepare() -> None:
 
 
 def run(argv: list[str]) -> int:
-    """Run `python -m argv` in a child of the server; return its exit code as a shell would."""
+    """Run `python -m argv` in a child of the server; return its exit code as a shell would.
+
+    Where there are GPUs it has one of its own, or as many as KDFAST_GPUS says.
+    """
+    with gpus.taken(int(number_given("KDFAST_GPUS", 1, "GPUs"))) as added:
+        return _run(argv, added)
+
+
+def _run(argv: list[str], added: dict[str, str]) -> int:
     owner = os.environ.get("KDFAST_OWNER")  # a workflow engine that is killed with SIGKILL cannot end its runs itself
     try:
         owners = [os.pidfd_open(int(owner))] if owner else []
     except (ValueError, ProcessLookupError):
         raise KdfastError(f"KDFAST_OWNER is {owner!r}, which is not the number of a running process") from None
     jupyter_path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("JUPYTER_PATH"))))
-    process = Forked(argv, os.getcwd(), {**os.environ, "JUPYTER_PATH": jupyter_path})
+    process = Forked(argv, os.getcwd(), {**os.environ, **added, "JUPYTER_PATH": jupyter_path})
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda number, _: process.send_signal(number))
     ended, _, _ = select.select([process, *owners], [], [])
