@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -13,14 +14,27 @@ from kdfast.errors import KdfastError
 NAME = "kdfast"  # what the names of our jobs begin with: slurm-jobname-prefix in the profile
 
 
+def settings_of(folder: Path) -> dict[str, Any]:
+    """What a profile says."""
+    return yaml.safe_load((folder / "config.yaml").read_text()) or {}
+
+
 def check_profile(folder: Path) -> None:
     """Refuse a profile with which Snakemake would wait for ever: it asks sacct, which needs an accounting database."""
-    settings = yaml.safe_load((folder / "config.yaml").read_text()) or {}
+    settings = settings_of(folder)
+    if settings.get("executor") == "cluster-generic" and "cluster-generic-status-cmd" not in settings:
+        raise KdfastError(
+            f"profile {folder} has no cluster-generic-status-cmd: a job that the queue kills would be waited for for ever"
+        )
     if settings.get("executor") != "slurm":
         return
     if shutil.which("sbatch") is None:
         raise KdfastError(f"profile {folder} wants SLURM, and there is no sbatch here: call this where jobs are submitted")
-    if "slurm-status-command" not in settings and subprocess.run(["sacct", "-n"], capture_output=True).returncode:
+    if (
+        "slurm-status-command" not in settings
+        and shutil.which("sacct")
+        and subprocess.run(["sacct", "-n"], capture_output=True).returncode
+    ):
         raise KdfastError(f"sacct does not answer here: write slurm-status-command: squeue into {folder}/config.yaml")
 
 
@@ -29,6 +43,9 @@ def leftovers() -> list[str]:
     if shutil.which("squeue") is None:
         return []
     asked = subprocess.run(["squeue", "--me", "-h", "-o", "%A %j %Z"], capture_output=True, text=True)
+    if asked.returncode:
+        why = " ".join(asked.stderr.split())
+        raise KdfastError(f"squeue does not say which jobs are left ({why}): call again when it does")
     jobs = [line.split(maxsplit=2) for line in asked.stdout.splitlines()]
     here = Path.cwd().resolve()
     return [job for job, name, folder in jobs if name.startswith(f"{NAME}_") and Path(folder).resolve() == here]

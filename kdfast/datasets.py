@@ -5,12 +5,14 @@ hash checked, once, with a bar) where it is in neither.
 """
 
 import os
+import sys
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tarfile import TarFile, data_filter
+from tarfile import TarFile
 
 import numpy as np
 import torch
@@ -94,10 +96,14 @@ def find(dataset: str) -> Path:
 def _unpacking(folder: Path) -> Iterator[None]:
     """What untar_data unpacks meanwhile stays in its folder (by default, Python 3.11 does whatever a tar file says) and comes to
     `folder` whole or not at all: unpacked on the same disk, its move is one step. fastai's own folders stay as they were."""
+    if not hasattr(tarfile, "data_filter"):
+        raise KdfastError(
+            f"Python {sys.version.split()[0]} unpacks whatever an archive says, 3.11.4 is the first that can be told not to"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     own, filtered, scratch = fastai_cfg(), TarFile.extraction_filter, tempfile.tempdir
     places = {key: own[key] for key in ("data", "archive")}
-    TarFile.extraction_filter, tempfile.tempdir = staticmethod(data_filter), str(folder)
+    TarFile.extraction_filter, tempfile.tempdir = staticmethod(tarfile.data_filter), str(folder)
     try:
         yield
     finally:

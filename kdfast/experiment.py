@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from fastai.learner import Learner
 from fastai.torch_core import num_distrib
-from safetensors.torch import save
+from fastcore.foundation import L
+from safetensors.torch import load_file, save
 
 from kdfast import processes, provenance
 from kdfast.checkpoint import Checkpoint
@@ -101,7 +102,7 @@ class Experiment:
 
     def _about(self) -> dict:
         """What must be equal for a run to go on from a checkpoint."""
-        device = str(self.learn.dls.device)
+        device = self.learn.dls.device.type  # not its number: processes that share a run differ in it
         teacher = self.teacher.record.model["weights_sha256"] if self.teacher else None
         machine = provenance.hardware(device, torch.get_num_threads())
         return {
@@ -118,10 +119,17 @@ class Experiment:
         if self.run.processes > 1 and num_distrib() == 0:
             processes.check(self.run.batch_size, len(self.data.splits["train"]), self.run.processes)
             processes.train(self.run.model_dump(), self.runs, self.tracker, self.run.processes)
+            self._take_over(read_record(self.folder / RECORD))
             return
         start = time.perf_counter()
         fit(self.learn, self.run, progress)
         self.seconds["training"] = time.perf_counter() - start + self.learn.checkpoint.before
+
+    def _take_over(self, record: Record) -> None:
+        """Have in this Learner what other processes trained, for those who look at it."""
+        self.learn.model.load_state_dict(load_file(self.folder / WEIGHTS))
+        self.learn.recorder.metric_names = L("epoch", *record.history, "time")
+        self.learn.recorder.values = [list(row) for row in zip(*record.history.values(), strict=True)]
 
     def finish(self) -> Record:
         """Evaluate the last and the best epoch's weights and write weights, predictions and record.

@@ -1,6 +1,7 @@
 """Why a run failed, in one sentence: from its notebook, from what it said, or from the disk."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -31,7 +32,7 @@ def failure(notebook: Path) -> str | None:
     if not errors:
         return None
     name, value = errors[-1]["ename"], errors[-1]["evalue"]
-    if name in ("MemoryError", "_ArrayMemoryError", "OutOfMemoryError") or "can't allocate memory" in value:
+    if name in ("MemoryError", "_ArrayMemoryError", "OutOfMemoryError") or re.search("can't allocate memory|OutOfMemory", value):
         said = value.splitlines()[0] if value else name
         return f"out of memory ({said}): a smaller batch_size or image_size, or fewer runs at once"
     return value if name == "KdfastError" else f"{name}: {value}"

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from kdfast.errors import number_given
 
+JOB = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")  # in which a queue tells its jobs their number
+
 
 def visible() -> list[str]:
     """The GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, or all that nvidia-smi lists."""
@@ -35,15 +37,17 @@ def runs_a_gpu() -> int:
 def taken(count: int = 1, folder: Path | None = None) -> Iterator[dict[str, str]]:
     """What to add to a run's environment, `CUDA_VISIBLE_DEVICES`, while it has `count` GPUs; waits until they are free.
 
-    Nothing is added where there is no GPU. A killed holder's GPUs are free again.
+    Nothing is added where there is no GPU, nor where there is one and KDFAST_GPU_RUNS is not set: all share it then. The GPUs of
+    a holder that is killed are free again.
     """
     devices, places = visible(), runs_a_gpu()
-    if not devices:
+    if not devices or (len(devices) == 1 and not os.environ.get("KDFAST_GPU_RUNS")):
         yield {}
         return
     from filelock import FileLock  # where there are GPUs alone: every run's caller imports this module
 
-    folder = folder or Path(tempfile.gettempdir()) / f"kdfast-gpus-{os.getuid()}"
+    job = "".join(os.environ.get(name, "") for name in JOB)  # in which a queue may count the GPUs from 0
+    folder = folder or Path(tempfile.gettempdir()) / f"kdfast-gpus-{os.getuid()}" / (job or "here").replace("/", "_")
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         mine: list[str] = []

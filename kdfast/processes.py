@@ -39,6 +39,9 @@ def join(learn: Learner) -> None:
 
 def check(batch_size: int, images: int, processes: int) -> None:
     """A KdfastError where the processes' shares of a batch would not be equal."""
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < processes:
+        raise KdfastError(f"{processes} processes want a GPU each, and {gpus} are seen here: lower processes")
     if batch_size % processes:
         raise KdfastError(f"batch_size {batch_size} cannot be shared equally by {processes} processes")
     if images < batch_size:

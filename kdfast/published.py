@@ -92,13 +92,13 @@ def run_table(names: list[str], done: list[str]) -> pd.DataFrame:
 
 
 def _made(study: str) -> dict[str, str]:
-    """The newest run's commit (the code's hash where it was made outside a repository), machine, and hours of run time."""
+    """The newest run's commit (the code's hash where it was made outside a repository), processors, and hours of run time."""
     _, records, runs = load(study, "published")
     newest = max(records, key=lambda r: r.time["started"])
-    commit, machine = newest.code["commit"], newest.hardware
+    commit, processors = newest.code["commit"], sorted({r.hardware["processor"] for r in records})
     return {
         "run by": f"commit {commit[:10]}" if commit else f"code {newest.code['hash'][:10]}",
-        "on": f"{machine['processor']}, {machine['cores']} cores",
+        "on": f"{' and '.join(processors)}, {newest.hardware['cores']} cores",
         "hours": f"{runs.total_s.sum() / 3600:.2f}",
     }
 

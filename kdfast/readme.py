@@ -30,9 +30,10 @@ def _compared(name: str) -> str:
     study, records, runs = report.load(name, "published")
     c = compare(runs, report.record_paths(study, name, "published"))
     machine = records[0].hardware
+    processors = " and ".join(sorted({r.hardware["processor"] for r in records}))
     made = (
         f"**{study.title}.** {len(runs)} runs, {runs.seed.nunique()} seed{'s' * (runs.seed.nunique() > 1)}, "
-        f"{runs.total_s.sum() / 60:.0f} minutes of run time on {machine['processor']} ({machine['cores']} cores, "
+        f"{runs.total_s.sum() / 60:.0f} minutes of run time on {processors} ({machine['cores']} cores, "
         f"{machine['threads']} thread a run), code {runs.code_hash.iloc[0]}. {study.note}"
     )
     lines = [

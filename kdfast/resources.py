@@ -21,6 +21,7 @@ STEP_S, START_S = 0.005, 10.0  # of a step beside its operations, of a run besid
 LIMIT, SHORTEST_MIN = 3, 10  # times the estimate, and no limit below so many minutes: it is there for what hangs
 
 
+UNKNOWN = {"flops": 1, "parameters": 0, "saved_bytes": 0}
 SMALL_S = 120.0  # a run that is estimated to take no longer shares a cluster's job with others
 
 
@@ -34,19 +35,25 @@ class Needs(NamedTuple):
 
 
 def estimate_costs(studies: Iterable[Study]) -> None:
-    """Write, of every network of these studies, operations and bytes an image and its parameters, and each data set's images."""
+    """Write, of every network of these studies, operations and bytes an image and its parameters, and each data set's images.
+
+    What is known of other studies stays: their jobs may be running.
+    """
     from kdfast.efficiency import network_costs
 
-    found = {"networks": {}, "images": {}}
+    known = Estimates()
+    found = {"networks": known.networks, "images": known.images}
+    done: set[str] = set()
     for study in studies:
         found["images"][study.dataset] = _count_images(study.dataset)
         for run in study.plain_runs():
             key = _key(run.student, run.image_size)
-            if key not in found["networks"]:
+            if key not in done:
+                done.add(key)
                 try:
                     found["networks"][key] = network_costs(run.student, 10, run.image_size)
                 except Exception:  # what cannot run at that size says so as a run; here it only has no place in the order
-                    continue
+                    found["networks"][key] = UNKNOWN
     write_atomically(COSTS, json.dumps(found).encode())
 
 
@@ -61,15 +68,20 @@ def _key(network: str, image_size: int) -> str:
 
 
 class Estimates:
-    """From what `estimate_costs` wrote; where there is nothing, networks count alike."""
+    """From what `estimate_costs` wrote; networks of which it says nothing count alike."""
 
-    def __init__(self, costs: Path = COSTS):
+    def __init__(self, costs: Path | None = None):
+        costs = costs or COSTS
         known = json.loads(costs.read_text()) if costs.is_file() else {}
         self.networks: dict[str, dict[str, int]] = known.get("networks", {})
         self.images: dict[str, int] = known.get("images", {})
 
     def _network(self, name: str, image_size: int) -> dict[str, int]:
-        return self.networks.get(_key(name, image_size), {"flops": 1, "parameters": 0, "saved_bytes": 0})
+        return self.networks.get(_key(name, image_size), UNKNOWN)
+
+    def know(self, runs: Iterable[Run]) -> bool:
+        """Whether all these runs' networks and images have been looked at."""
+        return all(_key(run.student, run.image_size) in self.networks and run.dataset in self.images for run in runs)
 
     def operations(self, run: Run) -> float:
         """Of a run, for each of its training images: a backward costs two forwards."""
@@ -89,7 +101,9 @@ class Estimates:
     def _memory(self, run: Run, images: int) -> int:
         """MB: weights, gradients and two moments; what a forward keeps for the backward; a teacher; the decoded images."""
         student = self._network(run.student, run.image_size)
-        teacher = self._network(run.teacher.split(".")[0], run.image_size) if run.teacher else {"parameters": 0, "saved_bytes": 0}
+        teacher = self._network(run.teacher.split(".")[0], run.image_size) if run.teacher else UNKNOWN
         training = 16 * student["parameters"] + run.batch_size * (student["saved_bytes"] + teacher["saved_bytes"] // 2)
         held = 4 * teacher["parameters"] + images * 3 * run.image_size**2
-        return math.ceil(LIBRARIES_MB + (1.25 * training + held) / 1e6)
+        copies = 1 if run.processes == 1 else run.processes + 1  # and the notebook's own
+        weights = 16 * student["parameters"] * (run.processes - 1)  # the batch is shared, they are not
+        return math.ceil(copies * (LIBRARIES_MB + held / 1e6) + (1.25 * training + weights) / 1e6)

@@ -39,10 +39,10 @@ def socket_path() -> Path:
     from hashlib import sha256
 
     # Installing any package, torch say, changes the folder of packages. A hash seed holds from Python's start on, and
-    # a SLURM job takes the processes that it started with it.
+    # a cluster's job takes the processes that it started with it.
     sources = [HERE / f"{name}.py" for name in ("warm", "warm_server", "warm_engine", "_torchvision")]
     changes = [os.stat(file).st_mtime_ns for file in (*sources, *site.getsitepackages())]
-    fixed = [os.environ.get(name) for name in ("PYTHONHASHSEED", "SLURM_JOB_ID")]
+    fixed = [os.environ.get(name) for name in ("PYTHONHASHSEED", *gpus.JOB)]
     key = sha256(repr((sys.executable, sys.prefix, str(HERE), changes, fixed)).encode()).hexdigest()[:16]
     return folder / f"{key}.sock"
 

@@ -2,25 +2,28 @@
 
 import fcntl
 import json
+import math
+import os
 import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from kdfast import warm
-from kdfast.cluster import cancel_leftovers, check_profile
+from kdfast.cluster import cancel_leftovers, check_profile, settings_of
 from kdfast.errors import KdfastError, unknown
 from kdfast.failures import failure
 from kdfast.progress import run_with_progress
 from kdfast.provenance import code_hash
-from kdfast.resources import SMALL_S, Estimates, Needs, estimate_costs
+from kdfast.resources import LIMIT, SMALL_S, Estimates, Needs, estimate_costs
 from kdfast.results import PREDICTIONS, RECORD, read_record
 from kdfast.study import Run, Study, load_study
 
@@ -76,12 +79,20 @@ class Plan:
 
     @cached_property
     def estimates(self) -> Estimates:
+        """Of all runs; where Snakemake was called by itself, they are made now."""
+        if not Estimates().know(self.runs.values()):
+            estimate_costs(self.studies.values())
         return Estimates()
 
     @cached_property
     def needs(self) -> dict[str, Needs]:
         """What each run is estimated to take, by folder name."""
         return {folder: self.estimates.needs(run, self.asked_by[folder]) for folder, run in self.runs.items()}
+
+    def minutes(self, folder: str) -> int:
+        """The limit of a run; of one that shares a job little is added, for the shares are."""
+        needs = self.needs[folder]
+        return needs.minutes if self.group(folder) is None else min(needs.minutes, 2 + math.ceil(LIMIT * needs.seconds / 60))
 
     def group(self, folder: str) -> str | None:
         """The name that small runs share, by which a cluster may be given several as one job."""
@@ -201,6 +212,24 @@ def alone() -> Iterator[None]:
         yield
 
 
+def claim() -> None:
+    """For a Snakemake that was called by itself: be alone while it runs, and end what an earlier one left on a cluster."""
+    if os.environ.get("KDFAST_ALONE"):  # it was called by `snakemake`, which is
+        return
+    Path("build").mkdir(exist_ok=True)
+    lock = open("build/.lock", "w")  # noqa: SIM115  open until the process ends
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise KdfastError("another make or snakemake of this checkout is running: wait for it") from None
+    _held.append(lock)
+    with suppress(KdfastError):  # where SLURM does not answer, nothing is submitted to it either
+        cancel_leftovers()
+
+
+_held: list[Any] = []
+
+
 def snakemake(studies: list[str], records: str, extra: list[str], profile: str = "") -> int:
     """Run Snakemake over these studies, with a lock on the checkout; returns its exit code.
 
@@ -208,7 +237,8 @@ def snakemake(studies: list[str], records: str, extra: list[str], profile: str =
     """
     if not studies:
         raise KdfastError(f"no study has published records in {RESULTS}: make reproduce, then make publish")
-    where = ["--profile", str(profile_folder(profile))] if profile else ["--cores", "all"]
+    folder = profile_folder(profile) if profile else None
+    where = ["--profile", str(folder)] if folder else ["--cores", "all"]
     if records == "runs":
         wanted = [study_named(name) for name in studies]
         if not profile:
@@ -216,13 +246,15 @@ def snakemake(studies: list[str], records: str, extra: list[str], profile: str =
         for study in wanted:
             study.check_names()
         fetch_data(wanted)
-        estimate_costs(wanted)
     planned = plan(studies, records)
     with alone():
-        cancel_leftovers()
+        if records == "runs":
+            estimate_costs(wanted)
+            if folder and settings_of(folder).get("executor") == "slurm" and not {"-n", "--dry-run"} & set(extra):
+                cancel_leftovers()
         # --nolock: Snakemake's own lock outlives a kill, ours does not. --ignore-incomplete: what is there is whole, for
         # everything is written atomically, so that a run that was finished when Snakemake was killed is not trained again.
-        # --keep-incomplete: nor one that was finished in a group, of which another fails.
+        # --keep-incomplete: nor one that was finished in a cluster's job, of which another run failed in the last attempt.
         command = [
             sys.executable, "-m", "snakemake", "-s", "experiments/Snakefile", *where, "--rerun-triggers", "mtime", "input",
             "--config", f"studies={','.join(studies)}", f"records={records}", *["grouped=yes"] * bool(profile),
@@ -230,6 +262,7 @@ def snakemake(studies: list[str], records: str, extra: list[str], profile: str =
         ]  # fmt: skip
         runs = [Path("runs") / folder / RECORD for folder in planned.runs]
         products = [Path(path) for path in [*planned.numbers, planned.pdf]]
+        os.environ["KDFAST_ALONE"] = "yes"  # for `claim`
         return run_with_progress(command, runs, products, Path("build/snakemake.log"))
 
 

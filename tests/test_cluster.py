@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from datetime import datetime
 
 import pytest
 import slurm
@@ -49,16 +50,16 @@ def checkout(tmp_path_factory):
     return root
 
 
-def command(cluster, root, name, seeds, **options):
+def command(cluster, root, name, seeds, more=(), **options):
     (root / "experiments" / "studies" / f"{name}.yaml").write_text(yaml.safe_dump(SMALL | {"seeds": seeds} | options))
-    words = ["reproduce", "--study", name, "--profile", "slurm", "--", "runs"]
+    words = ["reproduce", "--study", name, "--profile", "slurm", "--", "runs", *more]
     return cluster.within(sys.executable, "-m", "kdfast", *words, at=root)
 
 
-def reproduce(*args, **options):
+def reproduce(*args, code=0, **options):
     done = subprocess.run(command(*args, **options), capture_output=True, text=True)
     log = args[1] / "build" / "snakemake.log"
-    assert done.returncode == 0, done.stdout + done.stderr + log.read_text()[-3000:]
+    assert done.returncode == code, done.stdout + done.stderr + log.read_text()[-3000:]
     return done.stderr
 
 
@@ -79,9 +80,19 @@ def test_runs_are_done_by_jobs_with_what_they_were_estimated_to_need_and_small_o
     assert "gpu:1" in cluster.run("scontrol", "show", "job", job["JobId"]).stdout
     memory = int(job["Tres"].split("mem=")[1].split("M")[0])
     assert 1500 < memory < 2000  # the runs of a job follow each other
-    for record in done.values():
-        moment = record["time"]["started"][:19]
-        assert job["StartTime"] <= moment <= job["EndTime"]
+    times = sorted((record["time"]["started"][:19], record["time"]["total"]) for record in done.values())
+    assert job["StartTime"] <= times[0][0] and times[-1][0] <= job["EndTime"]
+    moments = [datetime.fromisoformat(started).timestamp() for started, _ in times]
+    for begun, (_, took), following in zip(moments, times, moments[1:], strict=False):
+        assert following + 1 > begun + took  # they are written in whole seconds
+
+
+def test_a_run_that_fails_for_good_is_named_and_the_others_of_its_job_are_kept(cluster, checkout):
+    broken = {"teachers": [], "methods": [], "students": ["mini_plain_xs", "mini_resnet_xs", "mini_mobile_xs"]}
+    options = {"models": {"mini_plain_xs": {"lr": 1e30}}, "more": ["--retries", "0"], "code": 1}
+    said = reproduce(cluster, checkout, "broken", [40], **broken, **options)
+    assert "mini_plain_xs.plain.s40" in said and "lower lr" in said
+    assert {name.split(".")[0] for name in records(checkout, 40)} == {"mini_resnet_xs", "mini_mobile_xs"}
 
 
 def test_a_run_that_fails_is_tried_again_with_more_memory_and_time(cluster, checkout):
@@ -128,14 +139,24 @@ def test_the_generic_profile_works_with_any_command_that_submits(tmp_path):
     (root / "experiments" / "studies" / "small.yaml").write_text(yaml.safe_dump(SMALL | {"seeds": [0]}))
     profile = root / "experiments" / "profiles" / "generic" / "config.yaml"
     wanted = "./submit {resources.mem_mb} {resources.runtime} {resources.gpu}"
-    profile.write_text(re.sub("(?<=submit-cmd: ).*", wanted, profile.read_text()))
-    (root / "submit").write_text('#!/bin/sh\necho "$@" >> submitted\nsetsid sh "$4" > job.log 2>&1 &\necho $!\n')
-    (root / "submit").chmod(0o755)
+    text = re.sub("(?<=submit-cmd: ).*", wanted, profile.read_text())
+    profile.write_text(re.sub("(?<=status-cmd: ).*", "./status", text))
+    # the first job disappears without a word, as those do that a queue kills
+    (root / "submit").write_text(
+        '#!/bin/sh\necho "$@" >> submitted\n[ $(wc -l < submitted) = 1 ] && set 1 2 3 /bin/true\n'
+        '(setsid sh "$4" > job.log 2>&1; echo $? > code.$$) > /dev/null 2>&1 &\necho $$\n'
+    )
+    (root / "status").write_text(
+        "#!/bin/sh\n[ -e code.$1 ] || { echo running; exit; }\n[ -e runs ] && echo success || echo failed\n"
+    )
+    for name in ("submit", "status"):
+        (root / name).chmod(0o755)
     words = ["reproduce", "--study", "small", "--profile", "generic", "--", "runs"]
     done = subprocess.run([sys.executable, "-m", "kdfast", *words], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (submitted,) = (root / "submitted").read_text().splitlines()  # all runs in one job
-    assert re.match(r"1[5-9]\d\d 30 1 ", submitted) and len(records(root, 0)) == 3
+    first, second = ([int(n) for n in line.split()[:3]] for line in (root / "submitted").read_text().splitlines())
+    assert 1500 < first[0] < 1900 and second == [2 * first[0], 2 * first[1], 1]  # all runs in one job, and again with more
+    assert len(records(root, 0)) == 3
 
 
 @pytest.mark.skipif(shutil.which("sbatch") is not None, reason="there is an sbatch here")

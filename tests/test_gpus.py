@@ -32,6 +32,22 @@ def test_a_machine_without_gpus_changes_nothing(tmp_path, monkeypatch):
         assert added == {} and gpus.visible() == []
 
 
+def test_a_single_gpu_is_shared_by_all_unless_told_otherwise(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with gpus.taken(folder=tmp_path) as one, gpus.taken(folder=tmp_path) as other:
+        assert one == other == {}
+
+
+def test_jobs_of_a_cluster_that_count_from_0_do_not_wait_for_each_other(two, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    with gpus.taken(2) as one:
+        monkeypatch.setenv("SLURM_JOB_ID", "2")
+        with gpus.taken(2) as other:
+            assert one == other == {"CUDA_VISIBLE_DEVICES": "0,1"}
+
+
 def test_those_given_are_those_seen(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert gpus.visible() == ["3", "5"]
