@@ -10,7 +10,7 @@ import pandas as pd
 
 from kdfast.inference import cell_estimates, gap_recovered, image_variance, image_variances
 from kdfast.predictions import correct, read_predictions
-from kdfast.stats import CELL, Estimate, adjusted, family_test, gains
+from kdfast.stats import CELL, Estimate, adjusted, family_test, gains, with_both
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,9 @@ def _of_families(distilled: pd.DataFrame, hits: Callable[[str], np.ndarray]) -> 
     by_pair = image_variances(distilled, hits, by=["pair"])
     whole = image_variances(distilled.assign(family="all"), hits, by=["family"])
     found = {key[0]: float(value) for series in (by_pair, whole) for key, value in series.items()}
-    if {"same", "cross"} <= set(distilled.pair):
-        found["difference"] = image_variance(*(_gains(distilled[distilled.pair == pair], hits) for pair in ("same", "cross")))
+    both = with_both(distilled)
+    if len(both):
+        found["difference"] = image_variance(*(_gains(both[both.pair == pair], hits) for pair in ("same", "cross")))
     return found
 
 

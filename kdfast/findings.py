@@ -7,7 +7,7 @@ from kdfast.comparison import Comparison
 from kdfast.inference import LEAST_TEACHERS, TeacherQuality, teacher_quality
 from kdfast.plots import short
 from kdfast.report import interval, tex
-from kdfast.stats import Estimate, adjusted, estimate, family_difference, power_table
+from kdfast.stats import Estimate, adjusted, estimate, family_difference, power_table, with_both
 
 SURE = 0.05  # of p values corrected for their number
 NAMES = {"same": "same-architecture", "cross": "cross-architecture", "all": "teacher--student"}
@@ -90,11 +90,14 @@ def _count(k: int, n: int) -> str:
 
 
 def same_or_cross(c: Comparison) -> str:
-    """The difference of the families' average gains, paired by seed."""
-    if not {"same", "cross"} <= set(c.distilled.pair if len(c.distilled) else ()):
-        return "The study does not hold both same- and cross-architecture pairs, so the two cannot be compared."
-    difference = family_difference(c.distilled, image_variance=c.images.get("difference", 0.0))
+    """The difference of the families' average gains, paired by seed, over the students that have both."""
+    both = with_both(c.distilled) if len(c.distilled) else c.distilled
+    if both.empty:
+        return "No student of the study has both same- and cross-architecture teachers, so the two cannot be compared."
+    difference = family_difference(both, image_variance=c.images.get("difference", 0.0))
     said = f"Same-architecture pairs gain {interval(difference)} points more than cross-architecture pairs"
+    if both.student.nunique() < c.distilled.student.nunique():
+        said += f" of the same student ({', '.join(map(tex, both.student.unique()))}; the others have no teachers of both kinds)"
     if difference.n < 2:
         return said + "; one seed allows no verdict."
     verdict = {

@@ -97,6 +97,12 @@ def family_gain(distilled: pd.DataFrame) -> Estimate:
     return family_test(distilled)
 
 
+def with_both(distilled: pd.DataFrame) -> pd.DataFrame:
+    """The runs of students that have same- and cross-architecture teachers: of others, the families would differ in students."""
+    kinds = distilled.groupby("student").pair.transform("nunique")
+    return distilled[kinds == 2]
+
+
 def family_difference(
     distilled: pd.DataFrame, within_student: bool = False, confidence: float = 0.95, image_variance: float = 0.0
 ) -> Estimate:

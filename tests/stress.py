@@ -161,8 +161,8 @@ def disk_full(folder: Path, sizes_mb: list[float], **changes) -> dict:
     undisturbed = new_checkout(folder / "with room", **changes)
     assert finish(undisturbed) == 0
     differ, said = [], []
-    for size in track(sizes_mb, "full disks"):
-        root = new_checkout(folder / f"full{size}", **changes)
+    for number, size in enumerate(track(sizes_mb, "full disks")):
+        root = new_checkout(folder / f"full{number}", **changes)
         (root / "runs").mkdir()
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={int(size * 1000)}k", "tmpfs", str(root / "runs")], check=True)
         try:
