@@ -22,10 +22,6 @@ def settings_of(folder: Path) -> dict[str, Any]:
 def check_profile(folder: Path) -> None:
     """Refuse a profile with which Snakemake would wait for ever: it asks sacct, which needs an accounting database."""
     settings = settings_of(folder)
-    if settings.get("executor") == "cluster-generic" and "cluster-generic-status-cmd" not in settings:
-        raise KdfastError(
-            f"profile {folder} has no cluster-generic-status-cmd: a job that the queue kills would be waited for for ever"
-        )
     if settings.get("executor") != "slurm":
         return
     if shutil.which("sbatch") is None:
