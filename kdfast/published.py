@@ -95,12 +95,16 @@ def _made(study: str) -> dict[str, str]:
     """The newest run's commit (the code's hash where it was made outside a repository), processors, and hours of run time."""
     _, records, runs = load(study, "published")
     newest = max(records, key=lambda r: r.time["started"])
-    commit, processors = newest.code["commit"], sorted({r.hardware["processor"] for r in records})
+    commit, processors = newest.code["commit"], sorted({_short(r.hardware["processor"]) for r in records})
     return {
         "run by": f"commit {commit[:10]}" if commit else f"code {newest.code['hash'][:10]}",
         "on": f"{' and '.join(processors)}, {newest.hardware['cores']} cores",
         "hours": f"{runs.total_s.sum() / 3600:.2f}",
     }
+
+
+def _short(processor: str) -> str:
+    return processor.replace("(R)", "").removesuffix(" Processor")
 
 
 def data_table(done: list[str]) -> pd.DataFrame:

@@ -73,9 +73,10 @@ class Section:
         return figure
 
     def table(self, name: str, table: pd.DataFrame, align: str | None = None) -> pd.DataFrame:
-        """A booktabs table; the cells are TeX source."""
+        """A booktabs table, made smaller where it is wider than the text; the cells are TeX source."""
         body = table.to_latex(index=False, escape=False, column_format=align or "l" + "r" * (table.shape[1] - 1))
-        write_atomically(self.out / f"{name}.tex", body.encode())
+        fitted = f"\\begin{{adjustbox}}{{max width=\\textwidth}}\n{body}\\end{{adjustbox}}\n"
+        write_atomically(self.out / f"{name}.tex", fitted.encode())
         self.values[f"{name}-table"] = f"{self.out.as_posix()}/{name}.tex"
         return table
 
