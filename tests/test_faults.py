@@ -16,16 +16,11 @@ from kdfast.study import Study
 ALONE = {"seeds": [0], "training": {"epochs": 3}}
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    root = stress.new_checkout(tmp_path_factory.mktemp("undisturbed") / "checkout")
-    assert stress.finish(root) == 0
-    return root
-
-
-def test_a_study_whose_kernel_papermill_and_snakemake_are_killed_ends_as_if_nothing_had_happened(undisturbed, tmp_path):
-    root, rng = stress.new_checkout(tmp_path / "checkout"), random.Random(3)
-    assert all(stress.kill_once(root, victim, rng) for victim in ("kernel", "papermill", "Snakemake"))
+def test_a_study_whose_kernel_and_snakemake_are_killed_ends_as_if_nothing_had_happened(tmp_path):
+    undisturbed, root = (stress.new_checkout(tmp_path / name, seeds=[0]) for name in ("undisturbed", "checkout"))
+    assert stress.finish(undisturbed) == 0
+    rng = random.Random(3)
+    assert all(stress.kill_once(root, victim, rng) for victim in ("kernel", "Snakemake"))
     assert stress.wait_for_the_end(root) == 0
     assert stress.finish(root) == 0, (root / "said.txt").read_text()
     assert stress.differences(undisturbed, root) == []
