@@ -74,7 +74,8 @@ def main() -> None:
         before, _, rest = text.partition(MARKS[0].format(name))
         text = before + block + rest.partition(MARKS[1].format(name))[2]
     readme.write_text(text)
-    robustness.PAGE.write_text(robustness.page())
+    if (robustness.RESULTS / "stress.json").is_file():
+        robustness.PAGE.write_text(robustness.page())
     plots.use_paper_style()
     _, _, runs = report.load("digits", "published")
     figure = plots.teacher_against_student(stats.gains(runs), runs[runs.teacher.isna()])
