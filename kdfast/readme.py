@@ -74,8 +74,7 @@ def main() -> None:
         before, _, rest = text.partition(MARKS[0].format(name))
         text = before + block + rest.partition(MARKS[1].format(name))[2]
     readme.write_text(text)
-    if (robustness.RESULTS / "stress.json").is_file():
-        robustness.PAGE.write_text(robustness.page())
+    robustness.PAGE.write_text(robustness.page())
     plots.use_paper_style()
     _, _, runs = report.load("digits", "published")
     figure = plots.teacher_against_student(stats.gains(runs), runs[runs.teacher.isna()])

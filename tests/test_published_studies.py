@@ -51,6 +51,12 @@ def test_published_runs_share_one_fingerprint_and_one_code():
         assert runs.fingerprint.nunique() == runs.code_hash.nunique() == 1
 
 
+def test_the_page_on_robustness_tells_what_was_measured():
+    from kdfast.robustness import PAGE, page
+
+    assert PAGE.read_text() == page()
+
+
 def test_the_readme_tells_what_records_and_benchmarks_say():
     from kdfast.readme import blocks
 
