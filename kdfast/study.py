@@ -297,6 +297,10 @@ def load_study(path: Path) -> Study:
         raise KdfastError(f"{path}: sweep tries the values of lr or of weight_decay, one of them, not {', '.join(study.sweep)}")
     if any(value <= 0 for values in study.sweep.values() for value in values):
         raise KdfastError(f"{path}: sweep: values must be above 0")
+    try:
+        study.plain_run(study.students[0], study.seeds[0])
+    except ValidationError as error:
+        raise _complaint(error, Run, str(path)) from None
     for where, changes in {**{f"models.{model}": c for model, c in study.models.items()}, "distilled": study.distilled}.items():
         validated(Training, study.training.model_dump() | changes, f"{path}, {where}")
     for teacher, student in [*(study.pairs or []), *(pair for method in study.methods for pair in method.pairs or [])]:
@@ -329,10 +333,14 @@ def validated(model: type[BaseModel], values: dict[str, Any], where: str) -> Bas
     try:
         return model(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise unknown("key", place, model.model_fields, where) from None
-        what = first["msg"].removeprefix("Value error, ")
-        got = f", not {first['input']!r}" if place and first["type"] != "missing" else ""
-        raise KdfastError(f"{where}: {place + ': ' if place else ''}{what[0].lower() + what[1:]}{got}") from None
+        raise _complaint(error, model, where) from None
+
+
+def _complaint(error: ValidationError, model: type[BaseModel], where: str) -> KdfastError:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return unknown("key", place, model.model_fields, where)
+    what = first["msg"].removeprefix("Value error, ")
+    got = f", not {first['input']!r}" if place and first["type"] != "missing" else ""
+    return KdfastError(f"{where}: {place + ': ' if place else ''}{what[0].lower() + what[1:]}{got}")

@@ -72,7 +72,7 @@ class Plan:
     def papermill_arguments(self, folder: str) -> str:
         """`-p name value` for every parameter that differs from the notebook's default."""
         values = self.runs[folder].model_dump(exclude_defaults=True) | {"explore": False}
-        if self.asked_by[folder].tracker != "none":
+        if folder in self.asked_by and self.asked_by[folder].tracker != "none":
             values["tracker"] = self.asked_by[folder].tracker
         as_text = {k: json.dumps(v) if isinstance(v, (dict, list)) else str(v) for k, v in values.items()}
         return " ".join(f"-p {name} {shlex.quote(value)}" for name, value in as_text.items())
