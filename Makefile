@@ -57,9 +57,10 @@ test: ## run the test suite (10 minutes at most on 2 cores)
 	@$(MAKE) --no-print-directory -j2 env tex
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
-stress: env ## kill, starve and crowd a small study by chance; figures go to benchmarks/results/robustness/ and docs/robustness.md
+stress: env ## kill a small study and fill its disk by chance, plan studies of 10,000 runs (20 minutes); writes docs/robustness.md
 	@$(BIN)/python tests/stress.py
 	@$(BIN)/python -m benchmarks.scale
+	@$(BIN)/python -m kdfast.robustness
 
 slurm: ## install SLURM for the tests of clusters, which start one of their own (Debian, Ubuntu)
 	@command -v slurmctld >/dev/null || { \

@@ -64,8 +64,13 @@ def _of_families(distilled: pd.DataFrame, hits: Callable[[str], np.ndarray]) -> 
     found = {key[0]: float(value) for series in (by_pair, whole) for key, value in series.items()}
     both = with_both(distilled)
     if len(both):
-        found["difference"] = image_variance(*(_gains(both[both.pair == pair], hits) for pair in ("same", "cross")))
+        found["difference"] = image_variance(*(_by_student(both[both.pair == pair], hits) for pair in ("same", "cross")))
     return found
+
+
+def _by_student(distilled: pd.DataFrame, hits: Callable[[str], np.ndarray]) -> np.ndarray:
+    """(seeds, images): `_gains` of each student, averaged over students."""
+    return np.mean([_gains(part, hits) for _, part in distilled.groupby("student")], axis=0)
 
 
 def _gains(distilled: pd.DataFrame, hits: Callable[[str], np.ndarray]) -> np.ndarray:

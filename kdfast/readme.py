@@ -5,7 +5,7 @@ A test holds the README against them.
 
 from pathlib import Path
 
-from kdfast import costs, findings, measured, plots, published, report, robustness, stats
+from kdfast import costs, findings, measured, plots, published, report, stats
 from kdfast.comparison import compare
 from kdfast.workflow import BENCHMARKS, STUDIES, questions, study_named, unpublished
 from kdfast.workflow import published as workflow_published
@@ -74,7 +74,6 @@ def main() -> None:
         before, _, rest = text.partition(MARKS[0].format(name))
         text = before + block + rest.partition(MARKS[1].format(name))[2]
     readme.write_text(text)
-    robustness.PAGE.write_text(robustness.page())
     plots.use_paper_style()
     _, _, runs = report.load("digits", "published")
     figure = plots.teacher_against_student(stats.gains(runs), runs[runs.teacher.isna()])

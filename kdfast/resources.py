@@ -19,8 +19,6 @@ OPERATIONS_S, BYTES_S = 3e10, 2e9  # that a core does, and that it moves: an epo
 GPU = 20  # times a core, at least
 STEP_S, START_S = 0.005, 10.0  # of a step beside its operations, of a run beside its steps
 LIMIT, SHORTEST_MIN = 3, 10  # times the estimate, and no limit below so many minutes: it is there for what hangs
-
-
 UNKNOWN = {"flops": 1, "parameters": 0, "saved_bytes": 0}
 SMALL_S = 120.0  # a run that is estimated to take no longer shares a cluster's job with others
 

@@ -8,11 +8,12 @@ import pandas as pd
 
 PAGE = Path("docs/robustness.md")
 RESULTS = Path("benchmarks/results/robustness")
+TIMED = ("plan", "dry run, nothing done", "dry run, all done", "analysis")
 
 TEXT = """\
 # Nothing lost on the way
 
-Written by `python -m kdfast.readme` from what `make stress` left in `benchmarks/results/robustness/`.
+Written by `make stress` (`python -m kdfast.robustness`) from `benchmarks/results/robustness/`.
 
 ## Faults
 
@@ -34,7 +35,7 @@ those of published runs under new names). Seconds and the highest memory of each
 
 {scale}
 
-{scale_machine}. Ten runs a seed, four files a run. Nothing grows faster than the number of runs.
+{scale_machine}. Ten runs a seed, four files a run. {growth}
 """
 
 
@@ -43,8 +44,18 @@ def page(results: Path = RESULTS) -> str:
     stress, scale = (json.loads((results / f"{name}.json").read_text()) for name in ("stress", "scale"))
     return TEXT.format(
         faults=_faults(stress), machine=_machine(stress["hardware"]), scale=_scale(scale["rows"]),
-        scale_machine=_machine(scale["hardware"]),
+        scale_machine=_machine(scale["hardware"]), growth=_growth(scale["rows"]),
     )  # fmt: skip
+
+
+def _growth(rows: list[dict[str, Any]]) -> str:
+    """How the last two sizes compare."""
+    small, large = rows[-2:]
+    times = "; ".join(f"{name}: {large[name]['seconds'] / small[name]['seconds']:.1f}" for name in TIMED)
+    return (
+        f"With {large['runs'] / small['runs']:.0f} times as many runs, times as long ({times}; "
+        f"a write to the store: {large['ms to write one'] / small['ms to write one']:.1f})."
+    )
 
 
 def _machine(hardware: dict[str, Any]) -> str:
@@ -79,7 +90,7 @@ def _scale(rows: list[dict[str, Any]]) -> str:
     return pd.DataFrame(
         {
             "runs": f"{row['runs']:,}",
-            **{name: both(row[name]) for name in ("plan", "dry run, nothing done", "dry run, all done", "analysis")},
+            **{name: both(row[name]) for name in TIMED},
             "files": f"{row['files']:,}",
             "records and predictions": f"{row['MB of records and predictions']:.0f} MB",
             "entries of the store": f"{row['entries of the store']:,}",
@@ -87,3 +98,7 @@ def _scale(rows: list[dict[str, Any]]) -> str:
         }
         for row in rows
     ).to_markdown(index=False, disable_numparse=True)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

@@ -103,21 +103,17 @@ def with_both(distilled: pd.DataFrame) -> pd.DataFrame:
     return distilled[kinds == 2]
 
 
-def family_difference(
-    distilled: pd.DataFrame, within_student: bool = False, confidence: float = 0.95, image_variance: float = 0.0
-) -> Estimate:
+def family_difference(distilled: pd.DataFrame, confidence: float = 0.95, image_variance: float = 0.0) -> Estimate:
     """The average gain of same-architecture cells minus that of cross-architecture cells, in points, paired by seed.
 
-    The families' averages may weigh students differently; `within_student` takes the difference student by student, of those
-    who have both, and averages it. Neither makes the families' teachers equally good or large.
+    It is taken student by student, of those that have both, and averaged: the families' averages would weigh students
+    differently. That does not make the families' teachers equally good or large.
     """
     table = _by_seed(distilled).T
-    levels = ["student", "pair"] if within_student else ["pair"]
-    means = table.groupby(level=levels).mean()
+    means = table.groupby(level=["student", "pair"]).mean()
     if {"same", "cross"} - set(means.index.get_level_values("pair")):
         raise KdfastError("the study does not hold both same- and cross-architecture pairs")
-    same, cross = (means.xs(pair, level="pair") if within_student else means.loc[[pair]] for pair in ("same", "cross"))
-    difference = same - cross if within_student else same.reset_index(drop=True) - cross.reset_index(drop=True)
+    difference = means.xs("same", level="pair") - means.xs("cross", level="pair")
     if difference.dropna().empty:
         raise KdfastError("no student has both same- and cross-architecture pairs")
     return _paired(difference.dropna().mean().to_numpy(), confidence, image_variance)

@@ -8,11 +8,10 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -200,34 +199,31 @@ def published() -> list[str]:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """Nothing else of this checkout's makes runs meanwhile; the lock goes with the process, however it ends."""
+def alone(wait: bool = True) -> Iterator[None]:
+    """Nothing else of this checkout's makes runs meanwhile; the lock goes with the process, however it ends.
+
+    Without `wait`, a KdfastError says that another runs.
+    """
     Path("build").mkdir(exist_ok=True)
     with open("build/.lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if not wait:
+                raise KdfastError("another make or snakemake of this checkout is running: wait for it") from None
             print("waiting for another make in this checkout to finish …", file=sys.stderr, flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def claim() -> None:
-    """For a Snakemake that was called by itself: be alone while it runs, and end what an earlier one left on a cluster."""
-    if os.environ.get("KDFAST_ALONE"):  # it was called by `snakemake`, which is
-        return
-    Path("build").mkdir(exist_ok=True)
-    lock = open("build/.lock", "w")  # noqa: SIM115  open until the process ends
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise KdfastError("another make or snakemake of this checkout is running: wait for it") from None
-    _held.append(lock)
-    with suppress(KdfastError):  # where SLURM does not answer, nothing is submitted to it either
-        cancel_leftovers()
-
-
-_held: list[Any] = []
+def claim(cluster: bool) -> ExitStack:
+    """For a Snakemake that was called by itself: be alone until what is returned is closed, and end what an earlier one left."""
+    held = ExitStack()
+    if not os.environ.get("KDFAST_ALONE"):  # else `snakemake` called it, and is
+        held.enter_context(alone(wait=False))
+        if cluster:
+            cancel_leftovers()
+    return held
 
 
 def snakemake(studies: list[str], records: str, extra: list[str], profile: str = "") -> int:

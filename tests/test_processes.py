@@ -40,11 +40,17 @@ PLUGIN = """
 """
 RUN = """
     import json, sys, torch
+    from safetensors.torch import load_file
     from kdfast.experiment import Experiment
     torch.set_num_threads(1)
     run = Experiment(json.loads(sys.argv[1]), "runs")
-    run.load(); run.learner(); run.fit(progress=False)
-    print(run.finish().id)
+    from kdfast.training import history
+    run.load(); learn = run.learner(); run.fit(progress=False)
+    seen = history(learn), {k: v.clone() for k, v in learn.model.state_dict().items()}
+    record = run.finish()
+    kept = load_file(run.folder / "weights.safetensors")
+    assert seen[0] == record.history and all(torch.equal(kept[k], v) for k, v in seen[1].items())  # for those who explore
+    print(record.id)
 """
 SGD = {"student": "bare", "epochs": 3, "optimizer": "sgd", "lr": 0.1, "augment": "crop"}
 
