@@ -17,7 +17,8 @@ import select
 import signal
 import socket
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kdfast import gpus
@@ -47,10 +48,21 @@ def socket_path() -> Path:
     return folder / f"{key}.sock"
 
 
+@contextmanager
+def short(path: Path) -> Iterator[str]:
+    """Another name of a socket: one in a deep folder is longer than the 107 bytes that Linux allows an address."""
+    folder = os.open(path.parent, os.O_PATH)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
 def connect(path: Path) -> socket.socket | None:
     server = socket.socket(socket.AF_UNIX)
     try:
-        server.connect(str(path))
+        with short(path) as address:
+            server.connect(address)
     except (FileNotFoundError, ConnectionRefusedError):
         server.close()
         return None
@@ -68,7 +80,8 @@ def start_server(path: Path) -> socket.socket:
             return server
         path.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX) as listener, path.with_suffix(".log").open("wb") as log:
-            listener.bind(str(path))
+            with short(path) as address:
+                listener.bind(address)
             listener.listen(256)
             subprocess.Popen(
                 [sys.executable, "-m", "kdfast.warm_server", str(listener.fileno()), str(path)],

@@ -258,6 +258,15 @@ def test_clients_at_once_start_one_server_which_ends_when_idle(tmp_path, monkeyp
     assert not socket_path().exists()
 
 
+def test_a_server_is_reached_in_a_folder_deeper_than_a_sockets_address_may_be(tmp_path):
+    folder = tmp_path / ("a" * 60) / ("b" * 60)
+    folder.mkdir(parents=True)
+    warm = Warm(folder)
+    server = warm.server()
+    assert len(str(warm.socket())) > 107 and warm.server() == server
+    assert warm.run("--stop")[0] == 0 and is_gone(server)
+
+
 def test_a_server_without_its_socket_ends(tmp_path):
     warm = Warm(tmp_path)
     server = warm.server()
