@@ -55,7 +55,7 @@ bench: env ## measure what distillation costs here, on a quiet machine (half an 
 
 test: ## run the test suite (10 minutes at most on 2 cores)
 	@$(MAKE) --no-print-directory -j2 env tex
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 stress: env ## kill a small study and fill its disk by chance, plan studies of 10,000 runs (20 minutes); writes docs/robustness.md
 	@$(BIN)/python tests/stress.py

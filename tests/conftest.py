@@ -17,6 +17,14 @@ import kdfast  # noqa: F401  before torchvision
 ROOT = Path(__file__).parents[1]
 
 
+LONGEST = ("test_cluster", "test_workflow", "test_faults", "test_processes", "test_bad_inputs", "test_checkpoint")
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take minutes begin, so that no process is left alone with one of them at the end."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     import torch

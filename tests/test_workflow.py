@@ -171,7 +171,7 @@ def test_another_seed_runs_its_own_runs_only(checkout, finished):
     before = records(checkout)
     write_study(checkout, SMALL | {"seeds": [0, 1, 2]})
     try:
-        kdfast(checkout, "reproduce", "--study", "small")
+        kdfast(checkout, "reproduce", "--study", "small", "--", "runs")
     finally:
         write_study(checkout, SMALL)
     after = records(checkout)
@@ -186,9 +186,9 @@ def test_runs_of_other_code_are_told_and_retrained_only_when_asked(checkout, fin
     source.write_text(original + "\nCHANGED = True\n")
     try:
         assert status(checkout)["other code"] == 10
-        kdfast(checkout, "reproduce", "--study", "small")
+        kdfast(checkout, "reproduce", "--study", "small", "--", "runs")
         assert records(checkout) == before
-        kdfast(checkout, "reproduce", "--study", "small", "--rerun")
+        kdfast(checkout, "reproduce", "--study", "small", "--rerun", "--", "runs")
         assert status(checkout) == {"done": 10, "other code": 0, "failed": 0, "missing": 0}
         assert all(records(checkout)[run] > before[run] for run in before if ".s2-" not in run)
     finally:
