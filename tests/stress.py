@@ -57,6 +57,12 @@ def finish(root: Path, **environment: str) -> int:
     return start(root, **environment).wait()
 
 
+def finished_checkout(folder: Path, **changes) -> Path:
+    root = new_checkout(folder, **changes)
+    assert finish(root) == 0, (root / "said.txt").read_text()
+    return root
+
+
 def records(root: Path) -> dict[str, Path]:
     return {path.parent.name: path for path in (root / "runs").glob("*/*/record.json")}
 
@@ -129,10 +135,8 @@ def outcome(path: Path) -> dict:
     return read_record(path).model_dump(exclude={"time", "knowledge"})
 
 
-def kills(folder: Path, moments: int, rng: random.Random) -> dict:
+def kills(folder: Path, moments: int, undisturbed: Path, rng: random.Random) -> dict:
     """Kill at so many moments, a fresh study whenever one is finished; figures of what came of it."""
-    undisturbed = new_checkout(folder / "undisturbed")
-    assert finish(undisturbed) == 0
     done, left, differ, studies, resumed = Counter(), 0, [], 0, 0
     root = None
     for _ in track(range(moments), "kills"):
@@ -156,10 +160,8 @@ def kills(folder: Path, moments: int, rng: random.Random) -> dict:
             "records lost or changed": differ, "runs gone on from a checkpoint": resumed}  # fmt: skip
 
 
-def disk_full(folder: Path, sizes_mb: list[float], **changes) -> dict:
+def disk_full(folder: Path, sizes_mb: list[float], undisturbed: Path, **changes) -> dict:
     """`runs/` on disks of so many MB: what was said, and whether the study is finished when there is room. Needs root."""
-    undisturbed = new_checkout(folder / "with room", **changes)
-    assert finish(undisturbed) == 0
     differ, said = [], []
     for number, size in enumerate(track(sizes_mb, "full disks")):
         root = new_checkout(folder / f"full{number}", **changes)
@@ -188,10 +190,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
         rng = random.Random(args.seed)
-        found = {"seed": args.seed, "kills": kills(Path(folder), args.kills, rng)}
+        undisturbed = finished_checkout(Path(folder) / "undisturbed")
+        found = {"seed": args.seed, "kills": kills(Path(folder), args.kills, undisturbed, rng)}
         if os.geteuid() == 0:
             sizes = sorted(round(rng.uniform(0.02, 0.3), 2) for _ in range(args.disks))
-            found["disk full"] = disk_full(Path(folder), sizes)
+            found["disk full"] = disk_full(Path(folder), sizes, undisturbed)
     found |= {"hardware": hardware("cpu", 1), "code": {"hash": code_hash(), **git_state()}}
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")

@@ -7,14 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from datetime import datetime
 
 import pytest
 import slurm
 import yaml
-from conftest import copy_checkout
+from conftest import ROOT, copy_checkout
 
 from kdfast.resources import Estimates, estimate_costs
 from kdfast.workflow import study_named
@@ -42,40 +41,70 @@ def cluster(tmp_path_factory):
         yield started
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory):
-    root = copy_checkout(tmp_path_factory.mktemp("cluster") / "checkout")
+FLAKY = """
+from pathlib import Path
+from kdfast.all import Method, register
+
+@register("flaky")
+class Flaky(Method):
+    def loss(self, student, teacher, target):
+        if not Path("tried").exists():
+            Path("tried").touch()
+            raise MemoryError
+        return (student.logits - teacher.logits).pow(2).mean()
+"""
+BROKEN = {"teachers": [], "methods": [], "models": {"mini_plain_xs": {"lr": 1e30}}}
+
+
+def new_checkout(folder):
+    root = copy_checkout(folder)
     profile = root / "experiments" / "profiles" / "slurm" / "config.yaml"
     profile.write_text(profile.read_text() + QUICK)
+    (root / "plugins").mkdir()
+    (root / "plugins" / "flaky.py").write_text(FLAKY)
     return root
 
 
-def command(cluster, root, name, seeds, more=(), **options):
-    (root / "experiments" / "studies" / f"{name}.yaml").write_text(yaml.safe_dump(SMALL | {"seeds": seeds} | options))
-    words = ["reproduce", "--study", name, "--profile", "slurm", "--", "runs", *more]
-    return cluster.within(sys.executable, "-m", "kdfast", *words, at=root)
+def start(cluster, root, *more, **options):
+    (root / "experiments" / "studies" / "toy.yaml").write_text(yaml.safe_dump(SMALL | options))
+    words = ["reproduce", "--study", "toy", "--profile", "slurm", "--", "runs", *more]
+    command = cluster.within(sys.executable, "-m", "kdfast", *words, at=root)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 
-def reproduce(*args, code=0, **options):
-    done = subprocess.run(command(*args, **options), capture_output=True, text=True)
-    log = args[1] / "build" / "snakemake.log"
-    assert done.returncode == code, done.stdout + done.stderr + log.read_text()[-3000:]
-    return done.stderr
+def end(root, process, code=0):
+    said = process.communicate()[0]
+    assert process.returncode == code, said + (root / "build" / "snakemake.log").read_text()[-3000:]
+    return said
 
 
-def records(root, seed):
-    return {path.parent.name: json.loads(path.read_text()) for path in (root / "runs").glob(f"*/*.s{seed}-*/record.json")}
+@pytest.fixture(scope="module")
+def handed_in(cluster, tmp_path_factory):
+    """Checkouts whose studies are handed to SLURM at the same time, with what was handed in."""
+    roots = {name: new_checkout(tmp_path_factory.mktemp(name) / "checkout") for name in ("small", "broken", "flaky")}
+    students = ["mini_plain_xs", "mini_resnet_xs", "mini_mobile_xs"]
+    begun = {
+        "small": start(cluster, roots["small"], seeds=[0, 1]),
+        "broken": start(cluster, roots["broken"], "--retries", "0", seeds=[0], students=students, **BROKEN),
+        "flaky": start(cluster, roots["flaky"], seeds=[0], methods=[{"name": "flaky"}], resources={"mem_mb": 1600}),
+    }
+    return {name: (roots[name], process) for name, process in begun.items()}
+
+
+def records(root):
+    return {path.parent.name: json.loads(path.read_text()) for path in (root / "runs").glob("*/*/record.json")}
 
 
 def ended(cluster, root):
     return [job for job in cluster.jobs() if job["WorkDir"] == str(root)]
 
 
-def test_runs_are_done_by_jobs_with_what_they_were_estimated_to_need_and_small_ones_share_a_job(cluster, checkout):
-    reproduce(cluster, checkout, "small", [0, 1])
-    done = records(checkout, 0) | records(checkout, 1)
+def test_runs_are_done_by_jobs_with_what_they_were_estimated_to_need_and_small_ones_share_a_job(cluster, handed_in):
+    root, process = handed_in["small"]
+    end(root, process)
+    done = records(root)
     assert len(done) == 6 and all(record["hardware"]["threads"] == 1 for record in done.values())
-    (job,) = ended(cluster, checkout)
+    (job,) = ended(cluster, root)
     assert job["JobState"] == "COMPLETED"
     assert "gpu:1" in cluster.run("scontrol", "show", "job", job["JobId"]).stdout
     memory = int(job["Tres"].split("mem=")[1].split("M")[0])
@@ -87,51 +116,36 @@ def test_runs_are_done_by_jobs_with_what_they_were_estimated_to_need_and_small_o
         assert following + 1 > begun + took  # they are written in whole seconds
 
 
-def test_a_run_that_fails_for_good_is_named_and_the_others_of_its_job_are_kept(cluster, checkout):
-    broken = {"teachers": [], "methods": [], "students": ["mini_plain_xs", "mini_resnet_xs", "mini_mobile_xs"]}
-    options = {"models": {"mini_plain_xs": {"lr": 1e30}}, "more": ["--retries", "0"], "code": 1}
-    said = reproduce(cluster, checkout, "broken", [40], **broken, **options)
-    assert "mini_plain_xs.plain.s40" in said and "lower lr" in said
-    assert {name.split(".")[0] for name in records(checkout, 40)} == {"mini_resnet_xs", "mini_mobile_xs"}
+def test_a_run_that_fails_for_good_is_named_and_the_others_of_its_job_are_kept(handed_in):
+    root, process = handed_in["broken"]
+    said = end(root, process, code=1)
+    assert "mini_plain_xs.plain.s0" in said and "lower lr" in said
+    assert {name.split(".")[0] for name in records(root)} == {"mini_resnet_xs", "mini_mobile_xs"}
 
 
-def test_a_run_that_fails_is_tried_again_with_more_memory_and_time(cluster, checkout):
-    plugin = """
-        from pathlib import Path
-        from kdfast.all import Method, register
-
-        @register("flaky")
-        class Flaky(Method):
-            def loss(self, student, teacher, target):
-                if not Path("tried").exists():
-                    Path("tried").touch()
-                    raise MemoryError
-                return (student.logits - teacher.logits).pow(2).mean()
-    """
-    (checkout / "plugins").mkdir(exist_ok=True)
-    (checkout / "plugins" / "flaky.py").write_text(textwrap.dedent(plugin))
-    before = len(ended(cluster, checkout))
-    reproduce(cluster, checkout, "flaky", [10], methods=[{"name": "flaky", "args": {"weight": 0.1}}], resources={"mem_mb": 1600})
-    first, second = ended(cluster, checkout)[before:]
+def test_a_run_that_fails_is_tried_again_with_more_memory_and_time(cluster, handed_in):
+    root, process = handed_in["flaky"]
+    end(root, process)
+    first, second = ended(cluster, root)
     assert (first["JobState"], second["JobState"]) == ("FAILED", "COMPLETED")
     assert "mem=1600M" in first["Tres"] and "mem=3200M" in second["Tres"]
-    assert int(second["TimeLimit"]) == 2 * int(first["TimeLimit"]) and len(records(checkout, 10)) == 3
+    assert int(second["TimeLimit"]) == 2 * int(first["TimeLimit"]) and len(records(root)) == 3
 
 
-def test_what_a_killed_snakemake_left_running_is_not_submitted_twice(cluster, checkout):
-    before = len(ended(cluster, checkout))
-    words = command(cluster, checkout, "killed", [20], training={"epochs": 300}, teachers=[], methods=[])
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    cluster.until(lambda: list((checkout / "runs").glob("*/*.s20-*/experiment.ipynb")), 120)
+def test_what_a_killed_snakemake_left_running_is_not_submitted_twice(cluster, tmp_path):
+    root = new_checkout(tmp_path / "checkout")
+    options = {"seeds": [0], "training": {"epochs": 120}, "teachers": [], "methods": []}
+    process = start(cluster, root, **options)
+    cluster.until(lambda: list((root / "runs").glob("*/*/experiment.ipynb")), 120)
     time.sleep(2)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert cluster.run("squeue", "-h").stdout.count("kdfast") == 1
-    said = reproduce(cluster, checkout, "killed", [20], training={"epochs": 300}, teachers=[], methods=[])
-    jobs = ended(cluster, checkout)[before:]
+    said = end(root, start(cluster, root, **options))
+    jobs = ended(cluster, root)
     assert "ending 1 jobs that an earlier call left" in said
     assert [job["JobState"] for job in jobs] == ["CANCELLED", "COMPLETED"] and jobs[0]["EndTime"] <= jobs[1]["StartTime"]
-    assert len(records(checkout, 20)) == 1 and not list(checkout.rglob("checkpoint.pt"))
+    assert len(records(root)) == 1 and not list(root.rglob("checkpoint.pt"))
 
 
 def test_the_generic_profile_works_with_any_command_that_submits(tmp_path):
@@ -147,26 +161,24 @@ def test_the_generic_profile_works_with_any_command_that_submits(tmp_path):
     done = subprocess.run([sys.executable, "-m", "kdfast", *words], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (submitted,) = (root / "submitted").read_text().splitlines()  # all runs in one job
-    assert re.match(r"1[5-9]\d\d 9 1 ", submitted) and len(records(root, 0)) == 3
+    assert re.match(r"1[5-9]\d\d 9 1 ", submitted) and len(records(root)) == 3
 
 
 @pytest.mark.skipif(shutil.which("sbatch") is not None, reason="there is an sbatch here")
-def test_a_profile_for_slurm_is_refused_where_there_is_none(checkout):
-    done = subprocess.run([sys.executable, "-m", "kdfast", "reproduce", "--profile", "slurm"], cwd=checkout,
+def test_a_profile_for_slurm_is_refused_where_there_is_none():
+    done = subprocess.run([sys.executable, "-m", "kdfast", "reproduce", "--profile", "slurm"], cwd=ROOT,
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 2 and "there is no sbatch here" in done.stderr
 
 
-def test_an_unknown_profile_is_refused_with_those_that_are_known(checkout):
-    done = subprocess.run([sys.executable, "-m", "kdfast", "reproduce", "--profile", "slum"], cwd=checkout,
+def test_an_unknown_profile_is_refused_with_those_that_are_known():
+    done = subprocess.run([sys.executable, "-m", "kdfast", "reproduce", "--profile", "slum"], cwd=ROOT,
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 2 and "unknown profile 'slum'" in done.stderr and "slurm" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["digits", "digits_methods", "imagenette"])
 def test_estimates_are_above_what_published_runs_took_and_limits_far_above(name, tmp_path, monkeypatch):
-    from conftest import ROOT
-
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("kdfast.resources.COSTS", tmp_path / "costs.json")
     study = study_named(name)

@@ -16,9 +16,13 @@ from kdfast.study import Study
 ALONE = {"seeds": [0], "training": {"epochs": 3}}
 
 
-def test_a_study_whose_kernel_and_snakemake_are_killed_ends_as_if_nothing_had_happened(tmp_path):
-    undisturbed, root = (stress.new_checkout(tmp_path / name, seeds=[0]) for name in ("undisturbed", "checkout"))
-    assert stress.finish(undisturbed) == 0
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return stress.finished_checkout(tmp_path_factory.mktemp("faults") / "undisturbed", seeds=[0])
+
+
+def test_a_study_whose_kernel_and_snakemake_are_killed_ends_as_if_nothing_had_happened(tmp_path, undisturbed):
+    root = stress.new_checkout(tmp_path / "checkout", seeds=[0])
     rng = random.Random(3)
     assert all(stress.kill_once(root, victim, rng) for victim in ("kernel", "Snakemake"))
     assert stress.wait_for_the_end(root) == 0
@@ -27,8 +31,8 @@ def test_a_study_whose_kernel_and_snakemake_are_killed_ends_as_if_nothing_had_ha
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a small disk needs root")
-def test_a_study_on_a_full_disk_says_so_and_is_finished_when_there_is_room(tmp_path):
-    found = stress.disk_full(tmp_path, [0.08], **ALONE)
+def test_a_study_on_a_full_disk_says_so_and_is_finished_when_there_is_room(tmp_path, undisturbed):
+    found = stress.disk_full(tmp_path, [0.08], undisturbed, seeds=[0])
     assert found == {"disks": 1, "said so in words": 1, "records lost or changed": []}
 
 

@@ -105,7 +105,7 @@ def test_adapters_are_trained_as_by_one_process_too(checkout, taught):
 
 
 def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one_bit_for_bit(checkout, taught):
-    long = taught | {"epochs": 40, "processes": 2}
+    long = taught | {"epochs": 12, "processes": 2}
     process = start(checkout, long)
     deadline = time.monotonic() + 120
     while not (saved := list((checkout / "runs").glob("*/bare.linear.*/checkpoint.pt"))) and time.monotonic() < deadline:
