@@ -40,11 +40,12 @@ def socket_path() -> Path:
     from hashlib import sha256
 
     # Installing any package, torch say, changes the folder of packages. A hash seed holds from Python's start on, and
-    # a cluster's job takes the processes that it started with it.
-    sources = [HERE / f"{name}.py" for name in ("warm", "warm_server", "warm_engine", "_torchvision")]
-    changes = [os.stat(file).st_mtime_ns for file in (*sources, *site.getsitepackages())]
+    # a cluster's job takes the processes that it started with it. Checkouts with the same sources share a server: what a
+    # run imports of kdfast beside these, it imports itself.
+    sources = [(HERE / f"{name}.py").read_bytes() for name in ("warm", "warm_server", "warm_engine", "_torchvision")]
+    changes = [os.stat(file).st_mtime_ns for file in site.getsitepackages()]
     fixed = [os.environ.get(name) for name in ("PYTHONHASHSEED", *gpus.JOB)]
-    key = sha256(repr((sys.executable, sys.prefix, str(HERE), changes, fixed)).encode()).hexdigest()[:16]
+    key = sha256(repr((sys.executable, sys.prefix, sources, changes, fixed)).encode()).hexdigest()[:16]
     return folder / f"{key}.sock"
 
 

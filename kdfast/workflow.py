@@ -237,7 +237,9 @@ def snakemake(studies: list[str], records: str, extra: list[str], profile: str =
     where = ["--profile", str(folder)] if folder else ["--cores", "all"]
     if records == "runs":
         wanted = [study_named(name) for name in studies]
-        if not profile:
+        if not profile and any(
+            not (Path("runs") / run.folder_name / RECORD).is_file() for study in wanted for run in study.runs()
+        ):
             warm.prepare()  # it imports what the runs need while the names are checked here
         for study in wanted:
             study.check_names()

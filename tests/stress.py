@@ -36,6 +36,7 @@ STUDY = {
     "methods": [{"name": "kd"}, {"name": "fitnet"}],
 }
 RUNS = 8
+SHARED = {"KDFAST_WARM_DIR": ""}  # the server of kernels that other checkouts use too
 VICTIMS = ("kernel", "papermill", "Snakemake", "its caller", "the server of kernels", "reproduce")
 
 
@@ -53,8 +54,8 @@ def start(root: Path, **environment: str) -> subprocess.Popen:
         return subprocess.Popen(words, cwd=root, env=os.environ | own | environment, stdout=said, stderr=said)
 
 
-def finish(root: Path, **environment: str) -> int:
-    return start(root, **environment).wait()
+def finish(root: Path) -> int:
+    return start(root, **SHARED).wait()
 
 
 def finished_checkout(folder: Path, **changes) -> Path:

@@ -53,8 +53,7 @@ def test_a_killed_kernel_is_said_to_have_been_killed(tmp_path):
 def test_two_reproduce_in_one_checkout_follow_each_other_and_train_each_run_once(tmp_path):
     root = stress.new_checkout(tmp_path / "checkout", **ALONE)
     words = [sys.executable, "-m", "kdfast", "reproduce", "--study", "stress", "--", "runs"]
-    environment = os.environ | {"KDFAST_WARM_DIR": str(root / "warm")}
-    both = [subprocess.Popen(words, cwd=root, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [subprocess.Popen(words, cwd=root, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate()[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert sum("waiting for another make" in text for text in said) == 1
@@ -65,7 +64,7 @@ def test_two_checkouts_share_data_and_stored_answers(tmp_path, image_folder):
     """At the same time, with the same teacher: its answers are made once, and all records agree."""
     changes = ALONE | {"dataset": str(image_folder), "image_size": 12, "methods": [{"name": "kd"}], "augment": "none"}
     roots = [stress.new_checkout(tmp_path / name, **changes) for name in ("one", "other")]
-    shared = {"KDFAST_STORE": str(tmp_path / "store"), "KDFAST_DECODED": str(tmp_path / "decoded")}
+    shared = stress.SHARED | {"KDFAST_STORE": str(tmp_path / "store"), "KDFAST_DECODED": str(tmp_path / "decoded")}
     both = [stress.start(root, **shared) for root in roots]
     assert [process.wait() for process in both] == [0, 0], (roots[0] / "said.txt").read_text()
     assert stress.differences(*roots) == [] and len(stress.records(roots[0])) == 3

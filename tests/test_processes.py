@@ -89,14 +89,18 @@ def assert_equal_but_for_rounding(one, two):
     assert a["last"]["test"]["nll"] == pytest.approx(b["last"]["test"]["nll"], abs=1e-5)
 
 
-def test_two_processes_train_what_one_trains(checkout):
-    one, two = (train(checkout, SGD | {"processes": n}) for n in (1, 2))
-    assert_equal_but_for_rounding(one, two)
-
-
 @pytest.fixture(scope="module")
-def taught(checkout):
-    return SGD | {"teacher": train(checkout, SGD | {"seed": 1}).name, "method": "linear"}
+def teacher(checkout):
+    return train(checkout, SGD | {"seed": 1})
+
+
+@pytest.fixture
+def taught(teacher):
+    return SGD | {"teacher": teacher.name, "method": "linear"}
+
+
+def test_two_processes_train_what_one_trains(checkout, teacher):
+    assert_equal_but_for_rounding(teacher, train(checkout, SGD | {"seed": 1, "processes": 2}))
 
 
 def test_adapters_are_trained_as_by_one_process_too(checkout, taught):
