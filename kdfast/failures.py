@@ -19,7 +19,9 @@ def why(notebook: Path) -> str:
         return f"No space left on device in {notebook.parent}: make room and call again"
     if "DeadKernelError" in found or "Kernel died" in found:
         return "its process was killed, for want of memory perhaps (dmesg tells): call again, and it goes on from its checkpoint"
-    return found or "no output"
+    if not found or found.startswith("Executing notebook"):  # papermill's own line before the first cell
+        return "it ended without a word, killed perhaps: call again, and it goes on from its checkpoint"
+    return found
 
 
 def failure(notebook: Path) -> str | None:

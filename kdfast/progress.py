@@ -27,9 +27,8 @@ def run_with_progress(command: list[str], records: list[Path], products: list[Pa
         done = sum(path.is_file() for path in records)
         bars = [bar.add_task("runs", total=len(records), completed=done, now="", visible=done < len(records)),
                 bar.add_task("figures and paper", total=len(products), now="")]  # fmt: skip
-        process = subprocess.Popen(
-            command, stdout=output, stderr=output, preexec_fn=die_with_parent
-        )  # a killed `make reproduce` leaves nothing running
+        # a killed `make reproduce` leaves nothing running
+        process = subprocess.Popen(command, stdout=output, stderr=output, preexec_fn=die_with_parent)
         left, said = [path for path in records if not path.is_file()], begun
         while process.poll() is None:
             time.sleep(0.5)
@@ -59,7 +58,7 @@ def _names(running: list[str]) -> str:
 def _explain(log: Path, console: Console, unfinished: list[Path], begun: float) -> None:
     """The sentences that failed jobs left in Snakemake's output, or in notebooks (on a cluster), or its end where none did."""
     lines = log.read_text(errors="replace").splitlines()
-    reasons = [line for line in lines if re.match(r"kdfast: |\S+ failed: ", line)]
+    reasons = [line for line in lines if re.match(r"kdfast: |\S+ failed: |Cluster status command .* returned", line)]
     reasons = reasons or [f"{path.parent.name} failed: {why(path)}" for path in unfinished if _is_newer(path, begun)]
     for line in dict.fromkeys(reasons or [line for line in lines if line.strip()][-5:]):
         console.print(line, highlight=False, markup=False)

@@ -148,20 +148,46 @@ def test_what_a_killed_snakemake_left_running_is_not_submitted_twice(cluster, tm
     assert len(records(root)) == 1 and not list(root.rglob("checkpoint.pt"))
 
 
-def test_the_generic_profile_works_with_any_command_that_submits(tmp_path):
-    root = copy_checkout(tmp_path / "checkout")
-    (root / "experiments" / "studies" / "small.yaml").write_text(yaml.safe_dump(SMALL | {"seeds": [0]}))
+SUBMIT = """#!/bin/sh
+script='sh "$0"; echo $? > $$.code'
+[ -e submitted ] || script='kill -9 $$'  # the queue kills the first job
+echo "$@" >> submitted
+setsid sh -c "$script" "$4" > job.log 2>&1 &
+echo $!
+"""
+STATE = """#!/bin/sh
+if [ -e $1.code ]; then grep -q ^0 $1.code && echo success || echo failed
+elif kill -0 $1 2> /dev/null; then echo running
+else echo failed
+fi
+"""
+
+
+def toy_queue(root, state):
+    """A profile for commands of this test: one that submits, one that tells a job's state."""
+    root = copy_checkout(root)
+    (root / "experiments" / "studies" / "toy.yaml").write_text(yaml.safe_dump(SMALL | {"seeds": [0]}))
     profile = root / "experiments" / "profiles" / "generic" / "config.yaml"
-    wanted = "./submit {resources.mem_mb} {resources.runtime} {resources.gpu}"
-    text = re.sub("(?<=submit-cmd: ).*", wanted, profile.read_text())
-    profile.write_text(text)
-    (root / "submit").write_text('#!/bin/sh\necho "$@" >> submitted\nsetsid sh "$4" > job.log 2>&1 &\necho $!\n')
-    (root / "submit").chmod(0o755)
-    words = ["reproduce", "--study", "small", "--profile", "generic", "--", "runs", "--seconds-between-status-checks", "1"]
-    done = subprocess.run([sys.executable, "-m", "kdfast", *words], cwd=root, capture_output=True, text=True)
+    text = re.sub("(?<=submit-cmd: ).*", "./submit {resources.mem_mb} {resources.runtime} {resources.gpu}", profile.read_text())
+    profile.write_text(text + "cluster-generic-status-cmd: ./state\nseconds-between-status-checks: 1\n")
+    for name, script in {"submit": SUBMIT, "state": state}.items():
+        (root / name).write_text(script)
+        (root / name).chmod(0o755)
+    words = ["reproduce", "--study", "toy", "--profile", "generic", "--", "runs"]
+    return subprocess.run([sys.executable, "-m", "kdfast", *words], cwd=root, capture_output=True, text=True)
+
+
+def test_the_generic_profile_works_with_any_command_that_submits_and_a_killed_job_is_tried_again(tmp_path):
+    done = toy_queue(tmp_path / "checkout", STATE)
     assert done.returncode == 0, done.stderr
-    (submitted,) = (root / "submitted").read_text().splitlines()  # all runs in one job
-    assert re.match(r"1[5-9]\d\d 9 1 ", submitted) and len(records(root)) == 3
+    first, second = (tmp_path / "checkout" / "submitted").read_text().splitlines()  # all runs in one job
+    assert re.match(r"1[5-9]\d\d 9 1 ", first) and re.match(r"3[0-9]\d\d 18 1 ", second)
+    assert len(records(tmp_path / "checkout")) == 3
+
+
+def test_a_queue_whose_state_is_not_understood_is_said(tmp_path):
+    done = toy_queue(tmp_path / "checkout", "#!/bin/sh\necho Q\n")
+    assert done.returncode and "./state returned Q" in done.stderr and "running,success,failed" in done.stderr
 
 
 @pytest.mark.skipif(shutil.which("sbatch") is not None, reason="there is an sbatch here")

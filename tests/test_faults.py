@@ -48,6 +48,8 @@ def test_a_killed_kernel_is_said_to_have_been_killed(tmp_path):
     notebook = tmp_path / "experiment.ipynb"
     (tmp_path / "experiment.ipynb.err").write_text("Traceback\nnbclient.exceptions.DeadKernelError: Kernel died\n")
     assert "was killed" in failures.why(notebook) and "checkpoint" in failures.why(notebook)
+    (tmp_path / "experiment.ipynb.err").write_text("Executing notebook with kernel: kdfast-warm\n")  # papermill killed
+    assert "ended without a word" in failures.why(notebook)
 
 
 def test_two_reproduce_in_one_checkout_follow_each_other_and_train_each_run_once(tmp_path):
