@@ -20,8 +20,8 @@ import torch
 
 from benchmarks.common import save, say
 from kdfast.all import Experiment
+from kdfast.plan import study_named
 from kdfast.provenance import ROOT
-from kdfast.workflow import study_named
 
 LIMITS = {"grid": 1.25, "outside (s)": 0.8}
 

@@ -25,7 +25,7 @@ STUDY = {  # ten runs a seed
     "students": ["mini_resnet_xs"],
     "methods": [{"name": "kd"}, {"name": "dkd"}],
 }
-PLAN = "from kdfast.workflow import plan; p = plan(['many'], 'runs'); p.targets; p.priorities; p.needs"
+PLAN = "from kdfast.plan import plan; p = plan(['many'], 'runs'); p.targets; p.priorities; p.needs"
 ANALYSIS = """
 from kdfast import report
 from kdfast.comparison import compare

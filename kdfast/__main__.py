@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kdfast import workflow
 from kdfast.errors import KdfastError
+from kdfast.plan import RESULTS, published
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,10 +68,10 @@ def _run(args: argparse.Namespace) -> int:
             measure_study(args.study, args.options)
         return 0
     if args.command == "publish":
-        print(f"{workflow.publish(args.study)} records copied to {workflow.RESULTS / args.study}: commit them")
+        print(f"{workflow.publish(args.study)} records copied to {RESULTS / args.study}: commit them")
         return 0
     if args.command == "paper":
-        return _built(workflow.snakemake([args.study] if args.study else workflow.published(), "published", args.snakemake),
+        return _built(workflow.snakemake([args.study] if args.study else published(), "published", args.snakemake),
                       "build/paper.pdf")  # fmt: skip
     if args.rerun:
         print(f"{workflow.forget_outdated(args.study)} runs made by other code will be trained again")

@@ -35,7 +35,8 @@ from kdfast.methods import (
 )
 from kdfast.models import architecture, count_parameters, create_model, model_names, register_model
 from kdfast.results import Record, read_record, read_records, tidy
-from kdfast.study import Run, Study, load_study
+from kdfast.run import Run
+from kdfast.study import Study, load_study
 from kdfast.taps import Outputs
 from kdfast.teacher import Teacher, load_teacher
 from kdfast.training import Views, create_learner, fit, history, set_seed

@@ -17,7 +17,7 @@ from kdfast.distill import Distill
 from kdfast.errors import KdfastError
 from kdfast.models import count_parameters
 from kdfast.results import Record
-from kdfast.study import PLAIN
+from kdfast.run import PLAIN
 from kdfast.teacher import Stats, normalisation, vocabulary
 from kdfast.training import to_cpu
 

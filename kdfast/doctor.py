@@ -12,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 from kdfast.checkpoint import whole
 from kdfast.errors import KdfastError
 from kdfast.images import decoded_folder
+from kdfast.plan import RESULTS
 from kdfast.predictions import correct, predictions_path, read_predictions
 from kdfast.results import RECORD, WEIGHTS, Record, read_record
 from kdfast.store import Store, store_folder
-from kdfast.workflow import RESULTS
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,9 @@ from kdfast.results import (
     write_atomically,
     write_record,
 )  # fmt: skip
+from kdfast.run import PLAIN, Run, check_parameters, dataset_slug
 from kdfast.splits import HoldOut
 from kdfast.store import store_folder
-from kdfast.study import PLAIN, Run, check_parameters, dataset_slug
 from kdfast.teacher import Teacher, load_teacher
 from kdfast.trackers import create_tracker, log_result
 from kdfast.training import create_learner, fit, history, plateau, to_cpu

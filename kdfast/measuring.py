@@ -14,9 +14,10 @@ import psutil
 from rich.progress import track
 
 from kdfast.errors import KdfastError
+from kdfast.plan import record_path, study_named
 from kdfast.results import RECORD, WEIGHTS, Record, read_record, write_atomically
-from kdfast.study import Run, Study
-from kdfast.workflow import record_path, study_named
+from kdfast.run import Run
+from kdfast.study import Study
 
 EFFICIENCY = Path("benchmarks/results/efficiency")
 AS_IT_IS = {"knowledge": "live", "fallback": False, "precision": "float32", "weights": "", "compile": False}  # for export

@@ -180,7 +180,7 @@ def architecture(name: str) -> Architecture:
 def create_model(name: str, n_classes: int, image_size: int, weights: str = "", head: str = "linear") -> nn.Module:
     """A network, float images (B, 3, image_size, image_size) to logits (B, n_classes), with random weights unless told which.
 
-    `weights` and `head`: see `kdfast.study.Training` and `kdfast.pretrained`.
+    `weights` and `head`: see `kdfast.run.Training` and `kdfast.pretrained`.
     """
     model = architecture(name).build(n_classes, image_size)
     if weights or head != "linear":

@@ -7,11 +7,11 @@ import pandas as pd
 import yaml
 from pydantic import Field
 
+from kdfast.plan import study_named
 from kdfast.plots import short
 from kdfast.report import interval, load, tex
+from kdfast.run import Strict, validated
 from kdfast.stats import Estimate, estimate
-from kdfast.study import Strict, validated
-from kdfast.workflow import study_named
 
 PUBLISHED = Path("experiments/published.yaml")
 

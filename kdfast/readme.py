@@ -7,8 +7,8 @@ from pathlib import Path
 
 from kdfast import costs, findings, measured, plots, published, report, stats
 from kdfast.comparison import compare
-from kdfast.workflow import BENCHMARKS, STUDIES, questions, study_named, unpublished
-from kdfast.workflow import published as workflow_published
+from kdfast.plan import BENCHMARKS, STUDIES, questions, study_named, unpublished
+from kdfast.plan import published as with_records
 
 MARKS = "<!-- {}: written by python -m kdfast.readme -->\n", "<!-- end of {} -->"
 
@@ -20,7 +20,7 @@ def plain_text(tex: str) -> str:
 
 def results() -> str:
     """The findings of the published studies that compare, and of digits_methods, as Markdown."""
-    told = [_compared(name) for name in workflow_published() if "all_pairs" in questions(study_named(name))]
+    told = [_compared(name) for name in with_records() if "all_pairs" in questions(study_named(name))]
     study, _, runs = report.load("digits_methods", "published")
     compared = compare(runs, report.record_paths(study, "digits_methods", "published"))
     return "\n".join([*told, f"**{study.title}.** {plain_text(findings.methods_sentence(compared))}", ""])
@@ -51,7 +51,7 @@ def _compared(name: str) -> str:
 def studies() -> str:
     """What was run of every study, by which commit, where and in what time, as Markdown."""
     names = sorted(path.stem for path in STUDIES.glob("*.yaml"))
-    table = published.run_table(names, [name for name in workflow_published() if not unpublished(name)])
+    table = published.run_table(names, [name for name in with_records() if not unpublished(name)])
     return table.astype(str).map(plain_text).to_markdown(index=False, disable_numparse=True) + "\n"
 
 

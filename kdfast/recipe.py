@@ -14,7 +14,7 @@ from fastai.torch_core import get_model, norm_bias_params
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from kdfast.study import Training
+from kdfast.run import Training
 
 
 class DecoupledSGD(torch.optim.SGD):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import pandas as pd
 
 from kdfast.results import Record
-from kdfast.study import Run
+from kdfast.run import Run
 
 OPTIMIZERS = {
     ("adamw", "decoupled"): "AdamW \\citep{loshchilov2019}",

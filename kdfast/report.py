@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from kdfast import plots, recipe_words
 from kdfast.catalogue import usual
 from kdfast.errors import KdfastError
+from kdfast.plan import record_path, study_named
 from kdfast.results import Record, read_record, tidy, write_atomically
 from kdfast.stats import Estimate
 from kdfast.study import Study
-from kdfast.workflow import record_path, study_named
 
 _LATIN = {*map(chr, range(0xA1, 0x180))} - {"\u00ad"} | set("–—‘’“”…×·")  # what the paper's encoding has
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {c: "\\" + c for c in "&%$#_{}"}

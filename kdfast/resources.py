@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from kdfast.catalogue import NAMED
 from kdfast.results import write_atomically
-from kdfast.study import Run, Study
+from kdfast.run import Run
+from kdfast.study import Study
 
 COSTS = Path("build/costs.json")  # of networks and data sets, see `estimate_costs`
 LIBRARIES_MB = 1500  # torch and fastai imported, with a notebook's kernel and papermill around them

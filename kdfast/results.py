@@ -26,7 +26,7 @@ class Record(BaseModel):
 
     schema_version: Literal[1] = SCHEMA  # one that is not known is refused
     id: str
-    parameters: dict[str, Any]  # kdfast.study.Run
+    parameters: dict[str, Any]  # kdfast.run.Run
     model: dict[str, Any]  # family, parameters (count), weights_sha256, weights_bytes, adapter_parameters where trained
     teacher: dict[str, Any] | None  # run, model, family, parameters, weights_sha256, test (its own metrics)
     knowledge: dict[str, Any] | None = None  # source (live, float16, float32), views, teacher_s, waited_s, why_live

@@ -20,7 +20,7 @@ from fastai.learner import Recorder
 
 from kdfast.errors import KdfastError, unknown
 from kdfast.results import WEIGHTS, Record, write_atomically
-from kdfast.study import Run
+from kdfast.run import Run
 
 TRACKERS = ("none", "csv", "tensorboard", "wandb")
 

@@ -28,7 +28,7 @@ from kdfast.knowledge import Stored
 from kdfast.methods import create_method
 from kdfast.models import create_model
 from kdfast.recipe import decay_of_groups, groups, optimizer, recipe_callbacks, schedule
-from kdfast.study import Run
+from kdfast.run import Run
 from kdfast.teacher import Teacher
 
 

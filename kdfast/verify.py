@@ -17,10 +17,10 @@ from scipy import stats
 
 from kdfast.errors import KdfastError, unknown
 from kdfast.experiment import Experiment
+from kdfast.plan import RESULTS, published
 from kdfast.provenance import RUNS, code_hash, hardware, versions
 from kdfast.results import WEIGHTS, Record, read_record
-from kdfast.study import Run, dataset_slug
-from kdfast.workflow import RESULTS, published
+from kdfast.run import Run, dataset_slug
 
 FOLDER = Path("build/verify")  # where the runs are made again
 

@@ -20,7 +20,8 @@ from kdfast.datasets import load_data
 from kdfast.errors import KdfastError
 from kdfast.report import tex
 from kdfast.results import Record, read_record
-from kdfast.study import Run, Study, check_parameters, load_study
+from kdfast.run import Run, check_parameters
+from kdfast.study import Study, load_study
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 10**12) | st.floats() | st.text(max_size=8) | st.just("mini_resnet_xs"),

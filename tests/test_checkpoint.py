@@ -152,7 +152,7 @@ def test_a_process_killed_at_random_moments_loses_nothing(tmp_path):
 
 def test_generators_are_taken_up_to_the_bit(tmp_path):
     from kdfast.datasets import load_data
-    from kdfast.study import Run
+    from kdfast.run import Run
     from kdfast.training import create_learner
 
     learn = create_learner(Run(student="mini_resnet_xs"), load_data("digits"))

@@ -15,8 +15,8 @@ import slurm
 import yaml
 from conftest import ROOT, copy_checkout
 
+from kdfast.plan import study_named
 from kdfast.resources import Estimates, estimate_costs
-from kdfast.workflow import study_named
 
 SMALL = {
     "title": "On a cluster",

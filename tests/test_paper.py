@@ -49,7 +49,7 @@ def test_every_reference_is_cited_and_every_citation_has_a_reference():
 
 
 def test_the_published_studies_are_in_git_whole():
-    from kdfast.workflow import RESULTS, published, study_named
+    from kdfast.plan import RESULTS, published, study_named
 
     tracked = set(subprocess.run(["git", "ls-files", str(RESULTS)], cwd=ROOT, capture_output=True, text=True).stdout.split())
     assert "digits" in published()

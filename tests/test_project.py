@@ -80,7 +80,7 @@ def test_the_code_hash_covers_every_module_that_a_run_imports():
     code = "import sys, kdfast.experiment; print(*[m[7:] for m in sys.modules if m.startswith('kdfast.')])"
     loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
     # said in words, not computed: these hold no arithmetic of a run
-    described = {"_torchvision", "errors", "orphans", "provenance", "results", "study"}
+    described = {"_torchvision", "errors", "orphans", "provenance", "results", "run"}
     assert loaded - described == set(provenance.RUN_MODULES)
 
 

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from kdfast.all import Experiment, KdfastError, Run, Teacher, create_learner, create_model, dataloaders, fit, load_data
 from kdfast.augment import Augment
-from kdfast.study import Training, validated
+from kdfast.run import Training, validated
 
 CIFAR = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "schedule": "step", "milestones": [1, 2], "gamma": 0.1}
 TIGHT = {"rtol": 2e-5, "atol": 1e-6}

@@ -9,8 +9,9 @@ from test_datasets import MAKERS
 
 from kdfast import curves
 from kdfast.experiment import Experiment
-from kdfast.study import Run, load_study
-from kdfast.workflow import Plan
+from kdfast.plan import Plan
+from kdfast.run import Run
+from kdfast.study import load_study
 
 SMALLER = {"epochs": 1, "batch_size": 8, "precision": "float32", "channels_last": False, "weights": ""}
 SMALL = {

@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from kdfast.errors import KdfastError
-from kdfast.study import Run, Study, check_parameters, load_study
+from kdfast.run import Run, check_parameters
+from kdfast.study import Study, load_study
 
 SMALL = {
     "title": "small",

@@ -25,7 +25,7 @@ from kdfast.all import (
     load_data,
     load_teacher,
 )
-from kdfast.study import Run
+from kdfast.run import Run
 from kdfast.teacher import as_teacher, normalisation, vocabulary
 
 torch.set_num_threads(1)

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import ROOT, copy_checkout, finish
 
-from kdfast import workflow
+from kdfast import plan, workflow
 from kdfast.errors import KdfastError
 from kdfast.experiment import Experiment
 
@@ -105,7 +105,7 @@ def test_answers_of_each_teacher_were_stored_once_for_all_its_students(checkout,
 def test_the_longest_runs_start_first_and_teachers_before_their_students(checkout, finished):
     code = """
 import json
-from kdfast.workflow import plan
+from kdfast.plan import plan
 made = plan(["small"], "runs")
 print(json.dumps({folder: [place, made.runs[folder].teacher] for folder, place in made.priorities.items()}))
 """
@@ -152,7 +152,7 @@ def test_published_records_make_the_paper_without_training(checkout, finished):
 
 def test_what_was_not_run_again_stays_as_it_was_published(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(workflow, "STUDIES", tmp_path)
+    monkeypatch.setattr(plan, "STUDIES", tmp_path)
     runs = []
     for seeds in ("[0]", "[0, 1]"):
         (tmp_path / "s.yaml").write_text(f"{{title: s, seeds: {seeds}, training: {{epochs: 1}}, students: [mini_resnet_xs]}}")
@@ -160,11 +160,11 @@ def test_what_was_not_run_again_stays_as_it_was_published(tmp_path, monkeypatch)
         runs.append(finish(Experiment({"student": "mini_resnet_xs", "epochs": 1, "seed": seed}, "runs")))
         assert workflow.publish("s") == 1
         shutil.rmtree("runs")
-    assert sorted(path.stem for path in (workflow.RESULTS / "s").glob("*.json")) == sorted(run.id for run in runs)
+    assert sorted(path.stem for path in (plan.RESULTS / "s").glob("*.json")) == sorted(run.id for run in runs)
     with pytest.raises(KdfastError, match="no record at runs/"):
         (tmp_path / "s.yaml").write_text("{title: s, seeds: [0, 1, 2], training: {epochs: 1}, students: [mini_resnet_xs]}")
         workflow.publish("s")
-    assert len(list((workflow.RESULTS / "s").glob("*"))) == 4
+    assert len(list((plan.RESULTS / "s").glob("*"))) == 4
 
 
 def test_another_seed_runs_its_own_runs_only(checkout, finished):
