@@ -22,6 +22,7 @@ RUN_MODULES = (
     "randomness", "recipe", "splits", "store", "taps", "teacher", "trackers", "training",
 )  # fmt: skip
 PLUGINS = ROOT / "plugins" if NOTEBOOK.is_file() else Path("plugins")  # a user's own methods and models, *.py
+MEASURED = ("experiments/results", "benchmarks/results", "docs", "README.md")  # written from measurements
 PACKAGES = ("torch", "torchvision", "fastai", "numpy", "scikit-learn", "pillow")
 
 
@@ -64,13 +65,14 @@ def _syntax(path: Path, changed: int) -> bytes:
 
 
 def git_state(root: Path = ROOT) -> dict[str, str | bool | None]:
-    """The commit and whether tracked files differ from it; None and False outside a repository."""
+    """The commit, and whether tracked files differ from it but for what measurements write; None and False outside git."""
 
     def git(*args: str) -> str:
         return subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+        changed = git("status", "--porcelain", "-uno", "--", ".", *(f":!{path}" for path in MEASURED))
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": False}
 

@@ -1,6 +1,7 @@
 """The repository itself: one set of pins, notebooks without outputs, a code hash that sees what it should."""
 
 import shutil
+import subprocess
 import sys
 import tomllib
 
@@ -72,6 +73,23 @@ def test_the_code_hash_ignores_comments_and_docstrings_and_sees_code(package):
     assert provenance.code_hash(package) == before
     (package / "losses.py").write_text(source.replace("T**2 * _kl", "T * _kl", 1))
     assert provenance.code_hash(package) != before
+
+
+def test_code_is_changed_by_sources_and_not_by_what_measurements_write(tmp_path):
+    sources, measured = (
+        ("kdfast/losses.py", "experiments/studies/one.yaml"),
+        ("docs/speed.md", "experiments/results/one.json", "README.md"),
+    )
+    for name in (*sources, *measured):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("as committed")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    for name in (*sources, *measured):
+        (tmp_path / name).write_text("changed")
+        assert provenance.git_state(tmp_path)["dirty"] == (name in sources), name
+        (tmp_path / name).write_text("as committed")
 
 
 def test_the_code_hash_covers_every_module_that_a_run_imports():
