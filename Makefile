@@ -60,7 +60,7 @@ test: ## run the test suite (10 minutes at most on 2 cores)
 stress: env ## kill a small study and fill its disk by chance, plan studies of 10,000 runs (20 minutes); writes docs/robustness.md
 	@$(BIN)/python tests/stress.py
 	@$(BIN)/python -m benchmarks.scale
-	@$(BIN)/python -m kdfast.robustness
+	@$(BIN)/python -m kdfast.report.robustness
 
 slurm: ## install SLURM for the tests of clusters, which start one of their own (Debian, Ubuntu)
 	@command -v slurmctld >/dev/null || { \
@@ -72,7 +72,7 @@ lint: env ## check style and that notebooks hold no outputs
 	@$(BIN)/nbstripout --verify experiments/*.ipynb analysis/*.ipynb
 
 clean: ## remove what was built (figures, papers, the environment); runs/ stays
-	@if [ -x $(BIN)/python ]; then $(BIN)/python -m kdfast.warm --stop; fi
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m kdfast.kernels.client --stop; fi
 	rm -rf build $(VENV) .snakemake .pytest_cache .ruff_cache
 
 env: $(READY) ## create .venv with the pinned packages

@@ -17,8 +17,9 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import OptimWrapper
 
 from kdfast.all import create_model, dataloaders, set_seed
-from kdfast.data import ImageData
-from kdfast.provenance import code_hash, git_state, hardware, versions
+from kdfast.core.code import code_hash
+from kdfast.core.provenance import git_state, hardware, versions
+from kdfast.data.loaders import ImageData
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -20,8 +20,8 @@ import torch
 
 from benchmarks.common import save, say
 from kdfast.all import Experiment
-from kdfast.plan import study_named
-from kdfast.provenance import ROOT
+from kdfast.core.provenance import ROOT
+from kdfast.study.plan import study_named
 
 LIMITS = {"grid": 1.25, "outside (s)": 0.8}
 
@@ -65,7 +65,7 @@ def outside(root: Path, times: int) -> list[float]:
     for seed in range(1000, 1000 + times):
         given = f"-k kdfast-warm --engine kdfast-warm --no-progress-bar -p explore False -p epochs 5 -p seed {seed}"
         notebook = ["papermill", "experiments/experiment.ipynb", "build/out.ipynb", *given.split()]
-        command, environment = [sys.executable, "-m", "kdfast.warm", *notebook], os.environ | {"OMP_NUM_THREADS": "1"}
+        command, environment = [sys.executable, "-m", "kdfast.kernels.client", *notebook], os.environ | {"OMP_NUM_THREADS": "1"}
         start = time.perf_counter()
         subprocess.run(command, cwd=root, check=True, capture_output=True, env=environment)
         took = time.perf_counter() - start

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.common import interleaved, photos, ratio, save, say, steps
 from kdfast.all import create_learner, load_data
-from kdfast.run import Run
+from kdfast.core.config import Run
 
 OPTIONS = {
     "none": {},

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import yaml
 
-from kdfast.results import PREDICTIONS, RECORD
-from kdfast.study import Study
+from kdfast.core.records import PREDICTIONS, RECORD
+from kdfast.study.study_file import Study
 
 ROOT = Path(__file__).parents[1]
 STUDY = {  # ten runs a seed
@@ -25,12 +25,12 @@ STUDY = {  # ten runs a seed
     "students": ["mini_resnet_xs"],
     "methods": [{"name": "kd"}, {"name": "dkd"}],
 }
-PLAN = "from kdfast.plan import plan; p = plan(['many'], 'runs'); p.targets; p.priorities; p.needs"
+PLAN = "from kdfast.study.plan import plan; p = plan(['many'], 'runs'); p.targets; p.priorities; p.needs"
 ANALYSIS = """
-from kdfast import report
-from kdfast.comparison import compare
-study, records, runs = report.load('many', 'runs')
-compare(runs, report.record_paths(study, 'many', 'runs'))
+from kdfast.report import latex
+from kdfast.stats.comparison import compare
+study, records, runs = latex.load('many', 'runs')
+compare(runs, latex.record_paths(study, 'many', 'runs'))
 """
 SNAKEMAKE = ["-m", "snakemake", "-s", "experiments/Snakefile", "--cores", "1", "--nolock", "--rerun-triggers", "mtime", "input",
              "--config", "studies=many", "records=runs", "--quiet", "all", "-n", "runs"]  # fmt: skip
@@ -75,7 +75,7 @@ def make_records(root: Path, study: Study) -> None:
 STORE = """
 import sys, time, torch
 from pathlib import Path
-from kdfast.store import Store
+from kdfast.distill.cache import Store
 store, answers = Store(Path('store')), {'logits': torch.zeros(1000)}
 for i in range(int(sys.argv[1])):
     store.write({'name': f'teacher{i}'}, 'view-0000', answers)

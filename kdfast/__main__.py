@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from kdfast import workflow
-from kdfast.errors import KdfastError
-from kdfast.plan import RESULTS, published
+from kdfast.core.errors import KdfastError
+from kdfast.study import snakemake
+from kdfast.study.plan import RESULTS, published
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         if name == "verify":
             command.add_argument("--run", default="", help="id of the run; default: one at random")
         if name == "efficiency":
-            command.add_argument("options", nargs="*", help="further arguments for python -m kdfast.efficiency, after --")
+            command.add_argument("options", nargs="*", help="further arguments for python -m kdfast.deploy.profiling, after --")
         if name in ("reproduce", "paper"):
             command.add_argument("snakemake", nargs="*", help="further arguments for snakemake, after --")
     args = parser.parse_args(argv)
@@ -48,34 +48,34 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     if args.command == "status":
-        workflow.show_status(args.study)
+        snakemake.show_status(args.study)
         return 0
     if args.command == "doctor":
-        from kdfast.doctor import examine
+        from kdfast.study.doctor import examine
 
         return examine()
     if args.command == "knowledge":
-        workflow.show_knowledge(args.clear)
+        snakemake.show_knowledge(args.clear)
         return 0
     if args.command == "verify":
-        from kdfast.verify import verify  # with torch
+        from kdfast.study.verify import verify  # with torch
 
         return 0 if verify(args.study, args.run).ok else 1
     if args.command == "efficiency":
-        from kdfast.measuring import measure_study
+        from kdfast.study.measuring import measure_study
 
-        with workflow.alone():
+        with snakemake.alone():
             measure_study(args.study, args.options)
         return 0
     if args.command == "publish":
-        print(f"{workflow.publish(args.study)} records copied to {RESULTS / args.study}: commit them")
+        print(f"{snakemake.publish(args.study)} records copied to {RESULTS / args.study}: commit them")
         return 0
     if args.command == "paper":
-        return _built(workflow.snakemake([args.study] if args.study else published(), "published", args.snakemake),
+        return _built(snakemake.snakemake([args.study] if args.study else published(), "published", args.snakemake),
                       "build/paper.pdf")  # fmt: skip
     if args.rerun:
-        print(f"{workflow.forget_outdated(args.study)} runs made by other code will be trained again")
-    return _built(workflow.snakemake([args.study], "runs", args.snakemake, args.profile), f"build/{args.study}/paper.pdf")
+        print(f"{snakemake.forget_outdated(args.study)} runs made by other code will be trained again")
+    return _built(snakemake.snakemake([args.study], "runs", args.snakemake, args.profile), f"build/{args.study}/paper.pdf")
 
 
 def _built(code: int, pdf: str) -> int:

@@ -2,44 +2,24 @@
 
 import fastai.vision.all  # noqa: F401  fastai's methods and pictures, as its own notebooks have them
 
-from kdfast.data import ImageData, dataloaders
-from kdfast.datasets import load_data
-from kdfast.distill import Distill
-from kdfast.errors import KdfastError
-from kdfast.evaluation import beside_teacher, metrics, predict
-from kdfast.experiment import Experiment
-from kdfast.knowledge import Stored
-from kdfast.methods import (
-    AT,
-    CAT,
-    CC,
-    DIST,
-    DKD,
-    KD,
-    NKD,
-    NST,
-    OFD,
-    PKT,
-    RKD,
-    SP,
-    WSLD,
-    FitNet,
-    Hard,
-    Method,
-    Standardized,
-    Sum,
-    create_method,
-    method_names,
-    ramp,
-    register,
-)
-from kdfast.models import architecture, count_parameters, create_model, model_names, register_model
-from kdfast.results import Record, read_record, read_records, tidy
-from kdfast.run import Run
-from kdfast.study import Study, load_study
-from kdfast.taps import Outputs
-from kdfast.teacher import Teacher, load_teacher
-from kdfast.training import Views, create_learner, fit, history, set_seed
+from kdfast.core.config import Run
+from kdfast.core.errors import KdfastError
+from kdfast.core.records import Record, read_record, read_records, tidy
+from kdfast.data.datasets import load_data
+from kdfast.data.loaders import ImageData, dataloaders
+from kdfast.distill.callback import Distill
+from kdfast.distill.features import Outputs
+from kdfast.distill.method import Method, Sum, create_method, method_names, register
+from kdfast.distill.methods import AT, CAT, CC, DIST, DKD, KD, NKD, NST, OFD, PKT, RKD, SP, WSLD, FitNet, Hard, Standardized
+from kdfast.distill.schedules import ramp
+from kdfast.distill.teacher import Teacher
+from kdfast.distill.teacher_outputs import Stored
+from kdfast.experiment.runner import Experiment
+from kdfast.experiment.teachers import load_teacher
+from kdfast.models.registry import architecture, count_parameters, create_model, model_names, register_model
+from kdfast.study.study_file import Study, load_study
+from kdfast.training.learner import Views, create_learner, fit, history, set_seed
+from kdfast.training.metrics import beside_teacher, metrics, predict
 
 __all__ = [
     "AT", "CAT", "CC", "DIST", "DKD", "KD", "NKD", "NST", "OFD", "PKT", "RKD", "SP", "WSLD", "Distill", "Experiment", "FitNet",

@@ -17,7 +17,7 @@ import kdfast  # noqa: F401  before torchvision
 ROOT = Path(__file__).parents[1]
 
 
-LONGEST = ("test_cluster", "test_workflow", "test_faults", "test_processes", "test_bad_inputs", "test_checkpoint")
+LONGEST = ("test_slurm", "test_snakemake", "test_failures", "test_distributed", "test_bad_inputs", "test_checkpoint")
 
 
 def pytest_collection_modifyitems(items):
@@ -53,7 +53,7 @@ def image_folder(tmp_path):
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
     """A folder of runs with one finished teacher: mini_resnet_s on digits, seed 0, two epochs."""
-    from kdfast.experiment import Experiment
+    from kdfast.experiment.runner import Experiment
 
     folder = tmp_path_factory.mktemp("runs")
     finish(Experiment({"student": "mini_resnet_s", "epochs": 2}, folder))

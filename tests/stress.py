@@ -22,8 +22,8 @@ import yaml
 from conftest import ROOT, copy_checkout
 from rich.progress import track
 
-from kdfast import doctor
-from kdfast.results import read_record
+from kdfast.core.records import read_record
+from kdfast.study import doctor
 
 RESULTS = ROOT / "benchmarks" / "results" / "robustness" / "stress.json"
 STUDY = {
@@ -77,7 +77,7 @@ def processes(root: Path, reproduce: psutil.Process) -> dict[str, list[psutil.Pr
             words = process.cmdline()
             if "snakemake" in words:
                 found["Snakemake"].append(process)
-            elif "kdfast.warm" in words and "-c" not in words:
+            elif "kdfast.kernels.client" in words and "-c" not in words:
                 found["its caller"].append(process)
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -186,7 +186,8 @@ def main() -> None:
     parser.add_argument("--disks", type=int, default=8, help="full ones")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the moments")
     args = parser.parse_args()
-    from kdfast.provenance import code_hash, git_state, hardware
+    from kdfast.core.code import code_hash
+    from kdfast.core.provenance import git_state, hardware
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:

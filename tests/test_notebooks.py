@@ -14,7 +14,7 @@ NOTEBOOK = ROOT / "experiments" / "experiment.ipynb"
 
 
 def papermill(*args, cwd=ROOT):
-    warm = [sys.executable, "-m", "kdfast.warm", "papermill", *map(str, args), "-k", "kdfast-warm", "--no-progress-bar"]
+    warm = [sys.executable, "-m", "kdfast.kernels.client", "papermill", *map(str, args), "-k", "kdfast-warm", "--no-progress-bar"]
     shown = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}  # agg would suppress the pictures
     return subprocess.run(warm, cwd=cwd, env=shown, capture_output=True, text=True)
 
@@ -43,7 +43,7 @@ def test_a_batch_run_draws_nothing_and_a_plain_papermill_call_works(tmp_path, im
 
 def test_parameters_are_listed_typed_and_explained():
     done = subprocess.run([sys.executable, "-m", "papermill", "--help-notebook", NOTEBOOK], capture_output=True, text=True)
-    from kdfast.run import Run
+    from kdfast.core.config import Run
 
     for name in [*Run.model_fields, "tracker", "runs", "explore"]:
         assert re.search(rf"^  {name}: (str|int|float|bool|dict|list) \(default .*\)", done.stdout, re.MULTILINE), name
@@ -67,7 +67,7 @@ def test_wrong_parameters_stop_before_anything_runs_with_one_sentence(tmp_path, 
 
 
 def test_the_notebooks_defaults_are_those_of_a_run():
-    from kdfast.run import Run
+    from kdfast.core.config import Run
 
     source = next(
         "".join(cell["source"])

@@ -1,0 +1,91 @@
+"""`make doctor`: look at everything that runs left behind, and name what is damaged and what to do about it."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+from safetensors import SafetensorError, safe_open
+
+from kdfast.core.errors import KdfastError
+from kdfast.core.predictions import correct, predictions_path, read_predictions
+from kdfast.core.records import RECORD, WEIGHTS, Record, read_record
+from kdfast.data.decoding import decoded_folder
+from kdfast.distill.cache import Store, store_folder
+from kdfast.study.plan import RESULTS
+from kdfast.training.checkpoint import whole
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that cannot be trusted, and the way out."""
+
+    path: Path
+    what: str
+    remedy: str
+
+
+def findings(runs: Path = Path("runs"), results: Path = RESULTS) -> Iterator[Finding]:
+    """Everything that is damaged among runs, published records, checkpoints, decoded images and stored answers."""
+    again = "remove its folder and train it again"
+    records = sorted(runs.glob(f"*/*/{RECORD}"))
+    for path in track(records, description=f"{len(records)} runs", transient=True):
+        yield from _record(path, path.parent.name, again)
+        yield from _weights(path, again)
+    for path in sorted(results.glob("*/*.json")):
+        yield from _record(path, path.stem, "restore it from git, or publish the study again")
+    for path in sorted(runs.glob("*/*/checkpoint.pt")):
+        if not whole(path):
+            yield Finding(path, "a damaged checkpoint", "remove it: the run then begins anew")
+    for path in sorted(decoded_folder().glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                file.keys()
+        except (OSError, SafetensorError):
+            yield Finding(path, "a damaged copy of decoded images", "remove it: the images are decoded again")
+    for path, why in Store(store_folder(runs)).damaged():
+        yield Finding(path, f"stored answers that are not used: {why}", "remove it: they are computed again")
+    for path in sorted([*runs.rglob(".*.partial"), *results.rglob(".*.partial")]):
+        yield Finding(path, "what a killed process had begun to write", "remove it")
+
+
+def _record(path: Path, name: str, remedy: str) -> Iterator[Finding]:
+    """The record is whole, lies under its own name, and its predictions say what it says."""
+    try:
+        record = read_record(path)
+        if record.id != name:
+            yield Finding(path, f"the record of {record.id} under another name", remedy)
+        yield from _predictions(path, record, remedy)
+    except KdfastError as error:
+        yield Finding(path, str(error), remedy)
+
+
+def _predictions(path: Path, record: Record, remedy: str) -> Iterator[Finding]:
+    hits = correct(read_predictions(path))
+    said, found, n = record.last["test"]["top1"], float(hits.mean()), record.data["counts"]["test"]
+    if len(hits) != n or abs(found - said) > 1e-9:
+        what = f"predictions of {len(hits)} images with accuracy {found:.4f} beside a record of {n} with {said:.4f}"
+        yield Finding(predictions_path(path), what, remedy)
+
+
+def _weights(path: Path, remedy: str) -> Iterator[Finding]:
+    weights = path.with_name(WEIGHTS)
+    try:
+        record = read_record(path)
+        if hashlib.sha256(weights.read_bytes()).hexdigest() != record.model["weights_sha256"]:
+            yield Finding(weights, f"not the weights that run {record.id} wrote", remedy)
+    except OSError:
+        yield Finding(weights, "missing beside its record", remedy)
+    except KdfastError:
+        return  # said of the record
+
+
+def examine() -> int:
+    """Print what is damaged; 0 if nothing is."""
+    console, found = Console(), list(findings())
+    for finding in found:
+        console.print(f"{finding.path}: {finding.what}; {finding.remedy}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"{len(found)} damaged" if found else "everything that is there is whole")
+    return 1 if found else 0

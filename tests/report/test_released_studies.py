@@ -1,0 +1,65 @@
+"""What the published studies claim of themselves: trained to rest, tuned on validation data, teachers above students."""
+
+import pytest
+from conftest import ROOT
+
+from kdfast.report import tuning as chosen
+from kdfast.report.latex import load
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_every_network_of_digits_was_trained_to_its_plateau():
+    _, records, runs = load("digits", "published")
+    fell = runs.assign(fell=[r.plateau["valid_nll_fell"] for r in records], teacher=runs.teacher.fillna("alone"))
+    assert (fell.groupby(["student", "teacher"]).fell.mean() < 0.01).all()
+
+
+def test_learning_rates_alpha_and_temperature_are_the_best_of_the_tuning_on_validation_data():
+    study, _, _ = load("digits", "published")
+    tuning, _, runs = load("digits_tuning", "published")
+    plain = runs[runs.teacher.isna()]
+    for model, lr in chosen.best_swept(tuning, plain).items():
+        assert study.training_of(model)["lr"] == tuning.training_of(model)["lr"] == lr, model
+    best = chosen.method_means(runs[runs.teacher.notna()]).iloc[0]
+    (method,) = study.methods
+    assert " ".join(f"{k}={v}" for k, v in method.args.items()) == best.method_args
+    assert not set(study.seeds) & set(tuning.seeds)
+
+
+def test_imagenettes_students_have_the_learning_rate_that_its_tuning_found_inside_its_grid():
+    study, _, _ = load("imagenette", "published")
+    tuning, _, runs = load("imagenette_tuning", "published")
+    for model, lr in chosen.best_swept(tuning, runs).items():
+        assert study.training_of(model)["lr"] == lr and min(tuning.sweep["lr"]) < lr < max(tuning.sweep["lr"]), model
+    assert set(study.students) <= set(runs.student) and not set(study.seeds) & set(tuning.seeds)
+
+
+def test_students_leave_room_and_teachers_are_above_them():
+    study, _, runs = load("digits", "published")
+    alone = 100 * runs[runs.teacher.isna()].groupby("student").test_top1.mean()
+    assert ((alone[study.students] >= 90) & (alone[study.students] <= 96)).all()
+    assert alone[study.teachers].min() > alone[study.students].max()
+
+
+def test_published_runs_share_one_fingerprint_and_one_code():
+    for name in ("digits", "digits_methods", "digits_tuning", "imagenette", "imagenette_tuning"):
+        _, _, runs = load(name, "published")
+        assert runs.fingerprint.nunique() == runs.code_hash.nunique() == 1
+
+
+def test_the_page_on_robustness_tells_what_was_measured():
+    from kdfast.report.robustness import PAGE, page
+
+    assert PAGE.read_text() == page()
+
+
+def test_the_readme_tells_what_records_and_benchmarks_say():
+    from kdfast.report.readme import blocks
+
+    text = (ROOT / "README.md").read_text()
+    for block in blocks().values():
+        assert block in text
