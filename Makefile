@@ -17,36 +17,36 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # uv installs in parallel; it takes pip's extra places to look for packages with it
 UV := UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: help reproduce paper publish verify efficiency status knowledge doctor test bench stress slurm lint clean env tex
+.PHONY: help reproduce paper release verify efficiency status cache doctor test bench stress slurm lint clean env tex
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1|/' | awk -F'|' '{printf "  %-12s %s\n", $$1, $$2}'
 
-reproduce: ## train what is missing of STUDY (default digits), analyse your runs, build build/<study>/paper.pdf; RERUN=1 retrains runs made by other code; PROFILE=slurm does it on a cluster
+reproduce: ## train what is missing of STUDY (default digits), analyse your runs, build build/<study>/paper.pdf; RERUN=1 retrains runs made by stale; PROFILE=slurm does it on a cluster
 	@$(MAKE) --no-print-directory -j2 env tex
 	@$(BIN)/python -m kdfast reproduce --study $(STUDY) $(if $(RERUN),--rerun) $(if $(PROFILE),--profile $(PROFILE))
 
-paper: ## build build/paper.pdf from the published records of all studies, or of STUDY; trains nothing
+paper: ## build build/paper.pdf from the released records of all studies, or of STUDY; trains nothing
 	@$(MAKE) --no-print-directory -j2 env tex
 	@$(BIN)/python -m kdfast paper $(if $(filter command line environment,$(origin STUDY)),--study $(STUDY))
 
-publish: env ## copy your records of STUDY to experiments/results/<study>/ for committing
-	@$(BIN)/python -m kdfast publish --study $(STUDY)
+release: env ## copy your records of STUDY to experiments/results/<study>/ for committing
+	@$(BIN)/python -m kdfast release --study $(STUDY)
 
-verify: env ## rerun a random cell of the published STUDY and compare: equal on the same processor and versions, else within its seeds' spread
+verify: env ## rerun a random cell of the released STUDY and compare: equal on the same processor and versions, else within its seeds' spread
 	@OMP_NUM_THREADS=1 $(BIN)/python -m kdfast verify --study $(STUDY) $(if $(RUN),--run $(RUN))
 
 efficiency: env ## measure speed, memory and size of STUDY's networks and exported students, on a quiet machine
 	@$(BIN)/python -m kdfast efficiency --study $(STUDY)
 
-status: env ## list the runs of STUDY: done, made by other code, failed or missing
+status: env ## list the runs of STUDY: done, made by stale, failed or missing
 	@$(BIN)/python -m kdfast status --study $(STUDY)
 
-knowledge: env ## list what is stored of teachers' answers; CLEAR=1 removes it
-	@$(BIN)/python -m kdfast knowledge $(if $(CLEAR),--clear)
+cache: env ## list the cached teacher outputs; CLEAR=1 removes it
+	@$(BIN)/python -m kdfast cache $(if $(CLEAR),--clear)
 
-doctor: env ## check every record, its weights and predictions, checkpoints and stored answers; names what is damaged
+doctor: env ## check every record, its weights and predictions, checkpoints and cached teacher outputs; names what is damaged
 	@$(BIN)/python -m kdfast doctor
 
 bench: env ## measure what distillation costs here, on a quiet machine (half an hour); results go to benchmarks/results/

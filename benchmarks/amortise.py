@@ -1,8 +1,8 @@
-"""What distillation costs as a grid grows, with a live teacher and with stored answers: `python -m benchmarks.amortise`
+"""What distillation costs as a grid grows, with a live teacher and with cached teacher outputs: `python -m benchmarks.amortise`
 
-One teacher, `--runs` students of it, one after another on one thread: alone, with the live teacher, with stored answers
+One teacher, `--runs` students of it, one after another on one thread: alone, with the live teacher, with cached teacher outputs
 in a store that starts empty. Cumulative seconds at 1, 2, 5, … runs, beside a model of three numbers: a distilled run
-without its teacher, the live teacher's part of a run, the computing of the stored answers.
+without its teacher, the live teacher's part of a run, the computing of the cached outputs.
 """
 
 import argparse
@@ -41,9 +41,9 @@ def main() -> None:
     teacher = Teacher(create_model(args.teacher, len(data.classes), data.size), classes=data.classes, chunk=64)
     common = {"image_size": args.size, "augment": "crop", "view_seed": 0, "student": args.student, "epochs": args.epochs}
     kinds = {
-        "plain": {},
+        "baseline": {},
         "live": {"teacher": "t", "method": "kd"},
-        "stored": {"teacher": "t", "method": "kd", "knowledge": "float16"},
+        "cached": {"teacher": "t", "method": "kd", "teacher_outputs": "float16"},
     }
     seconds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
     with tempfile.TemporaryDirectory() as folder:
@@ -53,17 +53,17 @@ def main() -> None:
             for kind, extra in kinds.items():
                 run = Run(**common | extra, seed=seed)
                 seconds[kind].append(one(run, data, teacher if extra else None, Path(folder) / "store"))
-    plain = statistics.median(took for took, _ in seconds["plain"])
+    plain = statistics.median(took for took, _ in seconds["baseline"])
     per_run = statistics.median(taught for _, taught in seconds["live"])
-    once = seconds["stored"][0][1]
-    distilled = statistics.median(took - taught for took, taught in seconds["stored"])
+    once = seconds["cached"][0][1]
+    distilled = statistics.median(took - taught for took, taught in seconds["cached"])
     rows = []
     for n in (p for p in POINTS if p <= args.runs):
         total = {kind: sum(took for took, _ in each[:n]) for kind, each in seconds.items()}
-        model = {"live, model (s)": n * (distilled + per_run), "stored, model (s)": n * distilled + once}
+        model = {"live, model (s)": n * (distilled + per_run), "cached, model (s)": n * distilled + once}
         rows.append({"runs": n, **{f"{kind} (s)": value for kind, value in total.items()}, **model})
     say(f"{args.student} taught by {args.teacher}, {args.size} pixels, {args.epochs} epochs", rows)
-    settings = {"plain_s": plain, "distilled_s": distilled, "live_teacher_s": per_run, "stored_teacher_s": once, **vars(args)}
+    settings = {"baseline_s": plain, "distilled_s": distilled, "live_teacher_s": per_run, "cached_teacher_s": once, **vars(args)}
     print(save("amortise", rows, settings))
 
 

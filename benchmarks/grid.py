@@ -88,7 +88,7 @@ def main() -> None:
         (root / "build").mkdir(exist_ok=True)
         wall, shared = through_snakemake(root, args.study)
         single = outside(root, 11)
-        loops = alone(args.study, Path(temporary) / "alone")
+        loops = alone(args.study, Path(temporary) / "baseline")
     row = {
         "study": args.study,
         "runs": len(study_named(args.study).runs()),

@@ -1,4 +1,4 @@
-"""Peak memory of training with stored logits, and with a live teacher, relative to training alone: `python -m benchmarks.memory`
+"""Peak memory of training with cached logits, and with a live teacher, relative to training alone: `python -m benchmarks.memory`
 
 Each kind of training runs in a process of its own; its peak is counted from the end of its imports on (Linux).
 """
@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import learner, photos, save, say, steps
-from kdfast.all import KD, Distill, Stored, Teacher, create_model
+from kdfast.all import KD, Cached, Distill, Teacher, create_model
 
-KINDS, LIMIT = ("plain", "stored", "live"), 1.05
+KINDS, LIMIT = ("baseline", "cached", "live"), 1.05
 
 
 def status(field: str) -> int:
@@ -34,12 +34,12 @@ def train(kind: str, args: argparse.Namespace, store: str) -> int:
         torch.manual_seed(0)
         return create_model(args.teacher, len(data.classes), data.size)
 
-    if kind == "plain":
+    if kind == "baseline":
         cbs = []
     else:
         teacher = Teacher(make, chunk=args.batch_size)
         teacher.identity = lambda: {"model": args.teacher, "weights": "seed 0"}  # as of a run's record: it is not made for it
-        cbs = [Distill(teacher, KD(), stored=Stored(store) if kind == "stored" else None)]
+        cbs = [Distill(teacher, KD(), cached=Cached(store) if kind == "cached" else None)]
     step = steps(learner(args.student, data, args.batch_size, cbs))
     for _ in range(args.steps):
         step()
@@ -65,12 +65,12 @@ def main() -> None:
         def peak(kind: str) -> int:
             return int(subprocess.run([*own, kind], check=True, capture_output=True, text=True).stdout.split()[-1])
 
-        peak("stored")  # fills the store
+        peak("cached")  # fills the store
         peaks = {kind: sorted(peak(kind) for _ in range(3))[1] for kind in KINDS}
-    rows = [{"kind": kind, "peak (MB)": peaks[kind] / 1e6, "/ plain": peaks[kind] / peaks["plain"]} for kind in KINDS]
+    rows = [{"kind": kind, "peak (MB)": peaks[kind] / 1e6, "/ baseline": peaks[kind] / peaks["baseline"]} for kind in KINDS]
     say(f"{args.student} taught by {args.teacher}, {args.size} pixels, batches of {args.batch_size}", rows)
-    worst = rows[1]["/ plain"]
-    print(f"stored / plain: {worst:.3f}; asked for {LIMIT}: {'reached' if worst <= LIMIT else 'MISSED'}")
+    worst = rows[1]["/ baseline"]
+    print(f"cached / baseline: {worst:.3f}; asked for {LIMIT}: {'reached' if worst <= LIMIT else 'MISSED'}")
     print(save("memory", rows, {k: v for k, v in vars(args).items() if k not in ("kind", "store")} | {"limit": LIMIT}))
 
 

@@ -11,20 +11,20 @@ import torch
 from benchmarks.common import interleaved, learner, ratio, save, say, steps
 from kdfast.all import Distill, Teacher, create_method, create_model, load_data, method_names
 
-PLAIN = "plain"
+BASELINE = "baseline"
 
 
 def measure(args: argparse.Namespace) -> list[dict]:
     """Milliseconds a step and ratios to plain training, by method."""
     data = load_data("digits", args.size)
     teacher = create_model(args.teacher, len(data.classes), data.size)
-    methods = [PLAIN, *(args.methods or method_names())]
+    methods = [BASELINE, *(args.methods or method_names())]
     things = {}
     for method in methods:
-        cbs = [] if method == PLAIN else [Distill(Teacher(teacher), create_method(method, {}))]
+        cbs = [] if method == BASELINE else [Distill(Teacher(teacher), create_method(method, {}))]
         things[method] = steps(learner(args.student, data, args.batch_size, cbs))
     times = interleaved(things, args.rounds, args.steps, warm_up=3)
-    return [{"method": m, "ms": 1e3 * statistics.median(t), "/ plain": ratio(t, times[PLAIN])} for m, t in times.items()]
+    return [{"method": m, "ms": 1e3 * statistics.median(t), "/ baseline": ratio(t, times[BASELINE])} for m, t in times.items()]
 
 
 def main() -> None:

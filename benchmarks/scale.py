@@ -1,6 +1,6 @@
 """How a study of 100, 1,000 and 10,000 runs behaves before and after its runs: planning, files, bytes, analysis.
 
-The runs are not trained: their records are those of published ones, under new names and seeds, with other accuracies.
+The runs are not trained: their records are those of released ones, under new names and seeds, with other accuracies.
 """
 
 import json
@@ -51,10 +51,10 @@ def measured(words: list[str], root: Path) -> dict[str, float]:
 
 
 def make_records(root: Path, study: Study) -> None:
-    """A record and predictions for every run, each like one of the published digits study."""
-    published = sorted((ROOT / "experiments" / "results" / "digits").glob("*.json"))
-    plain = next(path for path in published if ".plain." in path.name)
-    taught = next(path for path in published if ".kd." in path.name)
+    """A record and predictions for every run, each like one of the released digits study."""
+    released = sorted((ROOT / "experiments" / "results" / "digits").glob("*.json"))
+    plain = next(path for path in released if ".baseline." in path.name)
+    taught = next(path for path in released if ".kd." in path.name)
     rng = random.Random(0)
     for run in study.runs():
         path = taught if run.teacher else plain
@@ -75,8 +75,8 @@ def make_records(root: Path, study: Study) -> None:
 STORE = """
 import sys, time, torch
 from pathlib import Path
-from kdfast.distill.cache import Store
-store, answers = Store(Path('store')), {'logits': torch.zeros(1000)}
+from kdfast.distill.cache import Cache
+store, answers = Cache(Path('store')), {'logits': torch.zeros(1000)}
 for i in range(int(sys.argv[1])):
     store.write({'name': f'teacher{i}'}, 'view-0000', answers)
 begun = time.perf_counter()
@@ -105,7 +105,7 @@ def grow(folder: Path, n: int) -> dict:
     found |= {"files": len(files), "MB of records and predictions": round(sum(p.stat().st_size for p in kept) / 1e6, 1)}
     entries = 2 * teachers  # answers to training and to test images, one view
     measured(["-c", STORE, str(entries)], root)
-    return found | {"entries of the store": entries, "ms to write one": round(float((root / "said.txt").read_text()), 1)}
+    return found | {"entries of the cache": entries, "ms to write one": round(float((root / "said.txt").read_text()), 1)}
 
 
 def main() -> None:

@@ -10,9 +10,9 @@ import tempfile
 import torch
 
 from benchmarks.common import interleaved, learner, photos, ratio, save, say, steps
-from kdfast.all import KD, Distill, Stored, Teacher, create_model
+from kdfast.all import KD, Cached, Distill, Teacher, create_model
 
-LIMITS = {"stored / plain": 1.05, "live / (plain + teacher)": 1.05, "live / fasterai": 0.55, "stored / fasterai": 0.33}
+LIMITS = {"cached / baseline": 1.05, "live / (baseline + teacher)": 1.05, "live / fasterai": 0.55, "cached / fasterai": 0.33}
 
 
 def fasterai(teacher: torch.nn.Module) -> list:
@@ -31,8 +31,8 @@ def measure(name: str, args: argparse.Namespace) -> dict:
     live = Teacher(teacher, chunk=args.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         kinds = {
-            "plain": [],
-            "stored": [Distill(live, KD(), stored=Stored(folder))],
+            "baseline": [],
+            "cached": [Distill(live, KD(), cached=Cached(folder))],
             "live": [Distill(live, KD())],
             "fasterai": fasterai(create_model(name, len(data.classes), data.size).to(args.device)),
         }
@@ -44,12 +44,12 @@ def measure(name: str, args: argparse.Namespace) -> dict:
     return {
         "teacher": name,
         **{f"{kind} (ms)": 1e3 * sorted(t)[len(t) // 2] for kind, t in times.items()},
-        "stored / plain": ratio(times["stored"], times["plain"]),
-        "live / plain": ratio(times["live"], times["plain"]),
-        "live / (plain + teacher)": ratio(times["live"], times["plain"], times["teacher"]),
-        "fasterai / plain": ratio(times["fasterai"], times["plain"]),
+        "cached / baseline": ratio(times["cached"], times["baseline"]),
+        "live / baseline": ratio(times["live"], times["baseline"]),
+        "live / (baseline + teacher)": ratio(times["live"], times["baseline"], times["teacher"]),
+        "fasterai / baseline": ratio(times["fasterai"], times["baseline"]),
         "live / fasterai": ratio(times["live"], times["fasterai"]),
-        "stored / fasterai": ratio(times["stored"], times["fasterai"]),
+        "cached / fasterai": ratio(times["cached"], times["fasterai"]),
     }
 
 

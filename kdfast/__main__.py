@@ -1,4 +1,4 @@
-"""`python -m kdfast reproduce|paper|publish|verify|efficiency|status|knowledge|doctor`: what the Makefile's targets call."""
+"""`python -m kdfast reproduce|paper|release|verify|efficiency|status|cache|doctor`: what the Makefile's targets call."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kdfast.core.errors import KdfastError
 from kdfast.study import snakemake
-from kdfast.study.plan import RESULTS, published
+from kdfast.study.plan import RESULTS, released
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -14,23 +14,23 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, what in {
         "reproduce": "train what is missing of a study, analyse your runs, build build/<study>/paper.pdf",
-        "paper": "build build/paper.pdf from the published records; trains nothing",
-        "publish": "copy your records of a study to experiments/results/<study>/",
-        "verify": "rerun a random cell of a published study and compare it with what was published",
+        "paper": "build build/paper.pdf from the released records; trains nothing",
+        "release": "copy your records of a study to experiments/results/<study>/",
+        "verify": "rerun a random cell of a released study and compare it with what was released",
         "efficiency": "measure speed, memory and size of a study's networks and exported students",
-        "status": "list a study's runs as done, made by other code, failed or missing",
-        "doctor": "check every record, its files, checkpoints and stored answers; names what is damaged",
-        "knowledge": "list what is stored of teachers' answers",
+        "status": "list a study's runs as done, made by stale, failed or missing",
+        "doctor": "check every record, its files, checkpoints and cached teacher outputs; names what is damaged",
+        "cache": "list the cached teacher outputs",
     }.items():
         command = commands.add_parser(name, help=what, description=what)
-        if name == "knowledge":
+        if name == "cache":
             command.add_argument("--clear", action="store_true", help="remove it; runs compute anew what they need")
             continue
         if name == "doctor":
             continue
         command.add_argument("--study", default="" if name == "paper" else "digits")
         if name == "reproduce":
-            command.add_argument("--rerun", action="store_true", help="retrain the runs made by other code")
+            command.add_argument("--rerun", action="store_true", help="retrain the runs made by stale")
             command.add_argument("--profile", default="", help="where the runs go: a folder in experiments/profiles, or a path")
         if name == "verify":
             command.add_argument("--run", default="", help="id of the run; default: one at random")
@@ -54,8 +54,8 @@ def _run(args: argparse.Namespace) -> int:
         from kdfast.study.doctor import examine
 
         return examine()
-    if args.command == "knowledge":
-        snakemake.show_knowledge(args.clear)
+    if args.command == "cache":
+        snakemake.show_cache(args.clear)
         return 0
     if args.command == "verify":
         from kdfast.study.verify import verify  # with torch
@@ -67,14 +67,14 @@ def _run(args: argparse.Namespace) -> int:
         with snakemake.alone():
             measure_study(args.study, args.options)
         return 0
-    if args.command == "publish":
-        print(f"{snakemake.publish(args.study)} records copied to {RESULTS / args.study}: commit them")
+    if args.command == "release":
+        print(f"{snakemake.release(args.study)} records copied to {RESULTS / args.study}: commit them")
         return 0
     if args.command == "paper":
-        return _built(snakemake.snakemake([args.study] if args.study else published(), "published", args.snakemake),
+        return _built(snakemake.snakemake([args.study] if args.study else released(), "released", args.snakemake),
                       "build/paper.pdf")  # fmt: skip
     if args.rerun:
-        print(f"{snakemake.forget_outdated(args.study)} runs made by other code will be trained again")
+        print(f"{snakemake.forget_outdated(args.study)} runs made by stale will be trained again")
     return _built(snakemake.snakemake([args.study], "runs", args.snakemake, args.profile), f"build/{args.study}/paper.pdf")
 
 

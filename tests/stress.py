@@ -133,7 +133,7 @@ def differences(undisturbed: Path, disturbed: Path) -> list[str]:
 
 
 def outcome(path: Path) -> dict:
-    return read_record(path).model_dump(exclude={"time", "knowledge"})
+    return read_record(path).model_dump(exclude={"time", "teacher_outputs"})
 
 
 def kills(folder: Path, moments: int, undisturbed: Path, rng: random.Random) -> dict:

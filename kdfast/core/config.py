@@ -16,8 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from kdfast.core.defaults import usual
 from kdfast.core.errors import KdfastError, unknown
 
-PLAIN = "plain"  # the method of a run without a teacher
-Knowledge = Literal["live", "float16", "float32"]
+BASELINE = "baseline"  # the method of a run without a teacher
+OutputsFrom = Literal["live", "float16", "float32"]
 
 
 def _mapping(value: Any) -> Any:
@@ -63,7 +63,7 @@ class Training(Strict):
     schedule: Literal["onecycle", "cosine", "step", "constant"] = "onecycle"
     milestones: Annotated[list[int], BeforeValidator(_sequence)] = []  # of step: epochs after which the rate is times gamma
     gamma: float = Field(0.1, gt=0)
-    period: int = Field(0, ge=0)  # of cosine: epochs from lr to 0; 0: all
+    t_max: int = Field(0, ge=0)  # of cosine: epochs from lr to 0; 0: all
     warmup: int = Field(0, ge=0)  # epochs in which the rate rises linearly from lr/25; one-cycle has its own
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     mixup: float = Field(0.0, ge=0)  # of MixUp's Beta(mixup, mixup); 0: none
@@ -82,10 +82,10 @@ class Training(Strict):
             raise ValueError("nesterov is for the optimizer sgd with momentum")
         if self.milestones and self.schedule != "step":
             raise ValueError("milestones are for the schedule step")
-        if self.warmup and (self.schedule == "onecycle" or self.warmup >= (self.period or self.epochs)):
+        if self.warmup and (self.schedule == "onecycle" or self.warmup >= (self.t_max or self.epochs)):
             raise ValueError("warmup is for the schedules cosine, step and constant and is shorter than they are")
-        if self.schedule == "cosine" and 0 < self.period < self.epochs:
-            raise ValueError("period is at least epochs: after it the cosine would rise again")
+        if self.schedule == "cosine" and 0 < self.t_max < self.epochs:
+            raise ValueError("t_max is at least epochs: after it the cosine would rise again")
         if self.mixup and self.cutmix:
             raise ValueError("give one of mixup and cutmix")
         return self
@@ -94,13 +94,13 @@ class Training(Strict):
 class Run(Training):
     """Everything that decides the outcome of one training, and nothing else.
 
-    `image_size` 0, `augment` "" and `valid_part` -1 stand for the data set's usual (`kdfast.core.defaults`); they are resolved on
+    `image_size` 0, `augment` "" and `valid_pct` -1 stand for the data set's usual (`kdfast.core.defaults`); they are resolved on
     construction, so that equal runs have equal ids.
     """
 
     dataset: str = "digits"
     image_size: int = Field(0, ge=0)
-    valid_part: float = Field(0.2, ge=0, lt=1)  # share of the training images held out for validation; 0: none
+    valid_pct: float = Field(0.2, ge=0, lt=1)  # share of the training images held out for validation; 0: none
     folds: int = Field(0, ge=0)  # instead: of so many folds of the training images, number `fold` is held out
     fold: int = Field(0, ge=0)
     augment: str = ""
@@ -108,10 +108,10 @@ class Run(Training):
     view_seed: int = Field(-1, ge=-1, lt=2**32)  # of the views; -1: the run's seed
     student: str
     teacher: str = ""  # id of the teacher's run; "" for none
-    method: str = PLAIN
+    method: str = BASELINE
     method_args: Annotated[dict[str, Any], BeforeValidator(_mapping)] = {}
-    knowledge: Knowledge = "live"  # how the teacher answers: live, or from answers stored in float16 or float32
-    fallback: bool = False  # whether a live teacher steps in where answers cannot be stored (feature maps, MixUp)
+    teacher_outputs: OutputsFrom = "live"  # the teacher runs in every step (live), or once, cached in float16 or float32
+    fallback: bool = False  # whether a live teacher steps in where outputs cannot be cached (feature maps, MixUp)
     seed: int = Field(0, ge=0, lt=2**32)
 
     @model_validator(mode="before")
@@ -119,7 +119,7 @@ class Run(Training):
     def _own_defaults(cls, values: Any) -> Any:
         values = dict(values)
         own = usual(str(values.get("dataset", "digits")))
-        for key, stands_for_own in {"image_size": 0, "augment": "", "valid_part": -1}.items():
+        for key, stands_for_own in {"image_size": 0, "augment": "", "valid_pct": -1}.items():
             if values.get(key, stands_for_own) == stands_for_own:
                 values[key] = getattr(own, key)
         if isinstance(values["augment"], str):  # in whatever order they are given, it is one augmentation
@@ -134,12 +134,12 @@ class Run(Training):
 
     @model_validator(mode="after")
     def _method_fits_teacher(self) -> "Run":
-        if self.teacher and self.method == PLAIN:
+        if self.teacher and self.method == BASELINE:
             raise ValueError("a teacher needs a method: give one (kd, …) or no teacher")
-        if not self.teacher and self.method != PLAIN:
+        if not self.teacher and self.method != BASELINE:
             raise ValueError(f"method {self.method} needs a teacher: give a model's name or a run id")
-        if not self.teacher and (self.knowledge != "live" or self.fallback):
-            raise ValueError("knowledge and fallback are a teacher's: give one, or leave them out")
+        if not self.teacher and (self.teacher_outputs != "live" or self.fallback):
+            raise ValueError("teacher_outputs and fallback are a teacher's: give one, or leave them out")
         return self
 
     @property
@@ -147,7 +147,7 @@ class Run(Training):
         """8 hex digits of the SHA-256 of all parameters that differ from their defaults.
 
         A parameter added later with a default that changes nothing leaves every id as it was; for the same reason a
-        default must not change once records are published.
+        default must not change once records are released.
         """
         canonical = json.dumps(self.model_dump(exclude_defaults=True), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:8]

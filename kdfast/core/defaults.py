@@ -9,7 +9,7 @@ class Usual:
 
     image_size: int  # side in pixels
     augment: str
-    valid_part: float  # share of the training images held out for validation; 0: none, see kdfast.data.splits.HoldOut
+    valid_pct: float  # share of the training images held out for validation; 0: none, see kdfast.data.splits.HoldOut
     crop: float = 1.0  # share of the shorter side that the centre crop keeps
     official: int = 0  # images of the official release; 0: there is none
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kdfast.core.errors import KdfastError
 from kdfast.core.files import write_atomically
 
-SCHEMA = 1
+SCHEMA = 2  # 1: before the weights on disk were those of the last epoch
 RECORD, PREDICTIONS, WEIGHTS = "record.json", "predictions.npz", "weights.safetensors"
 
 
@@ -24,12 +24,12 @@ class Record(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: Literal[1] = SCHEMA  # one that is not known is refused
+    schema_version: Literal[2] = SCHEMA  # one that is not known is refused
     id: str
     parameters: dict[str, Any]  # kdfast.core.config.Run
-    model: dict[str, Any]  # family, parameters (count), weights_sha256, weights_bytes, adapter_parameters where trained
+    model: dict[str, Any]  # family, parameters (count), weights_sha256, weights_bytes, projector_parameters where trained
     teacher: dict[str, Any] | None  # run, model, family, parameters, weights_sha256, test (its own metrics)
-    knowledge: dict[str, Any] | None = None  # source (live, float16, float32), views, teacher_s, waited_s, why_live
+    teacher_outputs: dict[str, Any] | None = None  # source (live, float16, float32), views, teacher_s, waited_s, why_live
     data: dict[str, Any]  # name, fingerprint, classes, counts of each part, split rule, image_size
     code: dict[str, Any]  # hash, commit, dirty
     packages: dict[str, str]
@@ -60,7 +60,7 @@ def read_record(path: Path) -> Record:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """All published records of a study folder (`<id>.json`), in the order of their ids."""
+    """All released records of a study folder (`<id>.json`), in the order of their ids."""
     return [read_record(path) for path in sorted(Path(folder).glob("*.json"))]
 
 
@@ -70,7 +70,7 @@ def tidy(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def _row(r: Record) -> dict[str, Any]:
-    p, t, k = r.parameters, r.teacher or {}, r.knowledge or {}
+    p, t, k = r.parameters, r.teacher or {}, r.teacher_outputs or {}
     return {
         "id": r.id,
         "dataset": r.data["name"],
@@ -91,7 +91,7 @@ def _row(r: Record) -> dict[str, Any]:
         "best_epoch": r.best["epoch"],
         **{f"best_valid_{k}": v for k, v in r.best["valid"].items()},
         "plateau_reached": r.plateau["reached"],
-        "knowledge": k.get("source"),
+        "teacher_outputs": k.get("source"),
         "teacher_s": k.get("teacher_s", float("nan")),
         "training_s": r.time["training"],
         "evaluation_s": r.time["evaluation"],

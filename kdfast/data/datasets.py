@@ -39,7 +39,7 @@ def load_data(dataset: str, image_size: int = 0, hold_out: HoldOut | None = None
     KdfastError for what cannot be trained on, in one sentence.
     """
     own = usual(dataset)
-    size, hold_out = image_size or own.image_size, hold_out or HoldOut(own.valid_part)
+    size, hold_out = image_size or own.image_size, hold_out or HoldOut(own.valid_pct)
     resize = round(size / own.crop)
     if dataset == "digits":
         return _digits(size, hold_out)

@@ -57,7 +57,7 @@ def export_student(
     """Write `student.onnx`, with `quantize` `student.int8.onnx`, and their model card `README.md` into `folder`.
 
     The network takes any number of RGB images on the scale 0…1, of the size it was trained on: the normalisation of the Learner's
-    DataLoaders is part of it. Nothing of teacher or adapters is. A KdfastError, and no file, where the weights are not the
+    DataLoaders is part of it. Nothing of teacher or projectors is. A KdfastError, and no file, where the weights are not the
     record's, a fact is missing, ONNX cannot express the network, or its logits are not torch's. The same weights give the same
     files. Test images serve the accuracies alone. An earlier export in `folder` is replaced.
     """

@@ -13,7 +13,7 @@ from fastai.data.core import TfmdDL
 from fastai.learner import Learner
 from safetensors.torch import save
 
-from kdfast.core.config import PLAIN
+from kdfast.core.config import BASELINE
 from kdfast.core.errors import KdfastError
 from kdfast.core.records import Record
 from kdfast.distill.callback import Distill
@@ -70,7 +70,7 @@ def _origin(learn: Learner, record: Record | None) -> dict[str, str]:
     distill = next((cb for cb in learn.cbs if isinstance(cb, Distill)), None)
     if record is not None:
         origin |= {"Data": record.data["name"], "Run": f"`{record.id}`"}
-    if record is not None and record.parameters["method"] != PLAIN:
+    if record is not None and record.parameters["method"] != BASELINE:
         arguments = ", ".join(f"{k}={v}" for k, v in record.parameters["method_args"].items())
         origin |= {"Teacher": f"`{record.teacher['run']}`", "Method": f"{record.parameters['method']}({arguments})"}
     if distill is not None:

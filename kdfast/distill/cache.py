@@ -27,24 +27,24 @@ from torch import Tensor
 from kdfast.core.errors import number_given
 from kdfast.core.files import write_atomically
 
-LIMIT_GB = 20.0  # unless KDFAST_STORE_GB says otherwise
+LIMIT_GB = 20.0  # unless KDFAST_CACHE_GB says otherwise
 STALE_S = 3600  # a part that nobody has written to for so long was left by a killed process
-HELD = ".held"  # a file in the store: bytes held at the last look, and of each write since
+HELD = ".held"  # a file in the cache: bytes held at the last look, and of each write since
 
 Key = dict[str, Any]
 
 
 def default_limit() -> float:
-    """Gigabytes that a store may hold: KDFAST_STORE_GB, or 20. Raises KdfastError if it is no number."""
-    return number_given("KDFAST_STORE_GB", LIMIT_GB, "gigabytes")
+    """Gigabytes that a cache may hold: KDFAST_CACHE_GB, or 20. Raises KdfastError if it is no number."""
+    return number_given("KDFAST_CACHE_GB", LIMIT_GB, "gigabytes")
 
 
-def store_folder(runs: str | Path) -> Path:
-    """The store beside the runs, `<runs>/.knowledge`, unless KDFAST_STORE names one that several checkouts share."""
-    return Path(os.environ.get("KDFAST_STORE") or Path(runs) / ".knowledge")
+def cache_folder(runs: str | Path) -> Path:
+    """The cache beside the runs, `<runs>/.teacher_outputs`, unless KDFAST_CACHE names one that several checkouts share."""
+    return Path(os.environ.get("KDFAST_CACHE") or Path(runs) / ".teacher_outputs")
 
 
-class Store:
+class Cache:
     """Tensors of a key, by part. Never needed: whoever cannot write to it goes on without."""
 
     def __init__(
@@ -69,9 +69,9 @@ class Store:
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError, ValueError) as error:
-            warnings.warn(f"stored knowledge {path} is not used but computed again: {_reason(error)}", stacklevel=2)
+            warnings.warn(f"cached teacher outputs {path} is not used but computed again: {_reason(error)}", stacklevel=2)
             return None
-        with suppress(OSError):  # a store that may only be read
+        with suppress(OSError):  # a cache that may only be read
             os.utime(path.parent)  # used just now
         return tensors
 
@@ -158,7 +158,7 @@ class Store:
                 shutil.rmtree(row.folder, ignore_errors=True)
                 total -= 1e6 * row.MB
         if total > self.limit:
-            raise OSError(f"it would hold more than its limit of {self.limit / 1e9:g} GB (KDFAST_STORE_GB)")
+            raise OSError(f"it would hold more than its limit of {self.limit / 1e9:g} GB (KDFAST_CACHE_GB)")
         write_atomically(self.folder / HELD, f"{total:.0f}\n".encode())
 
     def _noted(self) -> float:

@@ -22,15 +22,15 @@ from torch import Tensor, nn
 
 from kdfast.core.errors import KdfastError
 from kdfast.core.rng import OwnStream
-from kdfast.distill.features import Outputs, Taps
+from kdfast.distill.features import Features, Outputs
 from kdfast.distill.hooks import evaluating, unwatch, watch_once, watching
 from kdfast.distill.method import Method
-from kdfast.distill.projector_training import Companion, Trained
+from kdfast.distill.projector_training import ProjectorOptimizer, Trained
 from kdfast.distill.projectors import margin
 from kdfast.distill.schedules import weight_now
 from kdfast.distill.stages import pair, probe
 from kdfast.distill.teacher import as_teacher
-from kdfast.distill.teacher_outputs import Knowledge, Stored
+from kdfast.distill.teacher_outputs import Cached, CachedOutputs
 
 # Losses whose output is no distribution over classes, of torch and (as BaseLoss.func) of fastai
 NOT_CLASSIFICATION = (
@@ -43,7 +43,7 @@ class Distill(Callback):
 
     Validation loss and metrics stay the student's own. The training means of all terms are logged under the names
     `train_ce` and `train_<method>` in the Recorder. The Learner's model, optimizer and random numbers are those of a
-    Learner without this callback; what is trained beside the student is in `adapters`, saved by `save` and `load`.
+    Learner without this callback; what is trained beside the student is in `projectors`, saved by `save` and `load`.
     Pickled or exported with its Learner, the callback becomes an empty one of fastai's.
     """
 
@@ -56,13 +56,13 @@ class Distill(Callback):
         method: Method,  # the losses between them and their weights
         stages: Sequence[str] | None = None,  # paths of the student's stages, shallow to deep; None: found
         teacher_stages: Sequence[str] | None = None,  # of the teacher's
-        stored: Stored | None = None,  # compute the teacher's answers once and share them; None: a live teacher
+        cached: Cached | None = None,  # compute the teacher's outputs once and share them; None: a live teacher
     ):
         self.teacher, self.method = as_teacher(teacher), method
-        self.parts = [copy(part) for part in method.parts]  # they hold this student's adapters
-        self.wanted = frozenset(tap for part in self.parts for tap in part.taps)
-        self.named, self.stored, self.knowledge = (stages, teacher_stages), stored, None
-        self.obstacle: str | None = None  # why the teacher is live although its answers were to be stored
+        self.parts = [copy(part) for part in method.parts]  # they hold this student's projectors
+        self.wanted = frozenset(feature for part in self.parts for feature in part.features)
+        self.named, self.cached, self.cached_outputs = (stages, teacher_stages), cached, None
+        self.obstacle: str | None = None  # why the teacher is live although its outputs were to be cached
         self.teacher_s = 0.0  # seconds of the last fit that the teacher took; on a GPU, to launch
         self.means = {name: _Mean() for name in ["ce", *(part.name for part in self.parts)]}
         self.trained = Trained()
@@ -94,7 +94,7 @@ class Distill(Callback):
     def before_fit(self):
         if self.learn.lock.locked():  # validate, get_preds, predict: nothing is trained
             return
-        # of the adapters, and of whatever is drawn to make a teacher that is made only now: the adapters must not depend on that
+        # of the projectors, and of whatever is drawn to make a teacher made only now: projectors must not depend on that
         self.stream, self.teachers_stream = OwnStream(), OwnStream()
         self.met, self.fitted, self.resumed = False, False, None
         self.teacher.meet(self.learn)
@@ -102,7 +102,7 @@ class Distill(Callback):
         self._choose_source()
         self.learn.metrics = self._others_metrics() + [ValueMetric(m, f"train_{name}") for name, m in self.means.items()]
         self.seen, self.trained.stepping = {}, False
-        self.kept = deepcopy(self.state_dict()) if hasattr(self.learn, "lr_finder") and self.companion else None
+        self.kept = deepcopy(self.state_dict()) if hasattr(self.learn, "lr_finder") and self.projector_optimizer else None
 
     def after_fit(self):
         if self.learn.lock.locked():
@@ -117,15 +117,16 @@ class Distill(Callback):
         return [m for m in self.learn.metrics if not (isinstance(m, ValueMetric) and isinstance(m.func, _Mean))]
 
     def _choose_source(self):
-        """A live teacher, or its stored answers."""
-        self.knowledge, self.teacher_s = None, 0.0
-        self.obstacle = self.stored.obstacle(self.learn, self.teacher, self.wanted) if self.stored else None
-        if self.obstacle and not self.stored.fallback:
-            raise KdfastError(f"stored knowledge does not serve here, for {self.obstacle}: use a live teacher, or fallback=True")
+        """A live teacher, or its cached teacher outputs."""
+        self.cached_outputs, self.teacher_s = None, 0.0
+        self.obstacle = self.cached.obstacle(self.learn, self.teacher, self.wanted) if self.cached else None
+        if self.obstacle and not self.cached.fallback:
+            raise KdfastError(f"teacher outputs cannot be cached here, for {self.obstacle}: use a live teacher, or fallback=True")
         with self.teachers_stream:
-            if self.stored and not self.obstacle:
+            if self.cached and not self.obstacle:
                 wanted, shown = self.wanted | {"logits"}, hasattr(self.learn, "progress")
-                self.knowledge = Knowledge(self.teacher, self.learn.dls.train, self.stored, wanted, _autocast(self.learn), shown)
+                loader, precision = self.learn.dls.train, _autocast(self.learn)
+                self.cached_outputs = CachedOutputs(self.teacher, loader, self.cached, wanted, precision, shown)
             else:
                 form = torch.channels_last if hasattr(self.learn, "channels_last") else torch.preserve_format
                 self.teacher.to(next(self.learn.model.parameters()).device, form)
@@ -133,24 +134,24 @@ class Distill(Callback):
     def before_train(self):
         for mean in self.means.values():
             mean.reset()
-        if self.knowledge is not None:
+        if self.cached_outputs is not None:
             augment = self.learn.dl.augment
             views = [augment.of_epoch(e) for e in range(self.epoch, self.n_epoch)] if augment else [0]
             with self.teachers_stream:
-                self.knowledge.open(augment.view if augment else 0, ahead=list(dict.fromkeys(views)))
+                self.cached_outputs.open(augment.view if augment else 0, ahead=list(dict.fromkeys(views)))
 
     def before_batch(self):
-        if self.knowledge is not None:
+        if self.cached_outputs is not None:
             self.index = self.learn.dl.shown
 
     def prepare(self):
-        """Called last thing before a training batch's forward: fit the taps to both nets, once a fit, and watch."""
+        """Called last thing before a training batch's forward: fit the features to both nets, once a fit, and watch."""
         if not self.fitted:
             with self.stream:
-                self._fit_taps(tuple(x[:2] for x in self.xb))
+                self._find_features(tuple(x[:2] for x in self.xb))
             self.fitted = True
             self.stream.mine = self.resumed or self.stream.mine  # as it was before the run was interrupted
-        self.seen = watch_once(get_model(self.learn.model), self.taps.points)
+        self.seen = watch_once(get_model(self.learn.model), self.features.points)
 
     def after_loss(self):
         with self.stream:
@@ -168,7 +169,7 @@ class Distill(Callback):
         taught = self._taught()
         if not self.met:
             self._check_outputs(prediction, taught)
-        student = self.taps.outputs(prediction, self.seen) if self.watch else Outputs(prediction)
+        student = self.features.outputs(prediction, self.seen) if self.watch else Outputs(prediction)
         if "pre_relu" in self.wanted:
             taught.margins = self.margins
         self.seen = {}
@@ -188,13 +189,13 @@ class Distill(Callback):
 
     def _taught(self) -> Outputs:
         """What the teacher says of this batch."""
-        if self.knowledge is not None:
-            self.teacher_s = self.knowledge.seconds
-            return self.knowledge.outputs(self.index)
+        if self.cached_outputs is not None:
+            self.teacher_s = self.cached_outputs.seconds
+            return self.cached_outputs.outputs(self.index)
         if not self.met:
             self.teacher.check_dtype(self.x)
         start = time.perf_counter()
-        taught = self.teacher.outputs(self.xb, self.teacher_taps if self.watch else None)
+        taught = self.teacher.outputs(self.xb, self.teacher_features if self.watch else None)
         self.teacher_s += time.perf_counter() - start
         return taught
 
@@ -214,43 +215,43 @@ class Distill(Callback):
 
     # What is found and built
 
-    def _fit_taps(self, inputs: tuple[Tensor, ...]):
+    def _find_features(self, inputs: tuple[Tensor, ...]):
         student = get_model(self.learn.model)
         ours = probe(student, inputs, self.named[0])
-        if self.knowledge is not None:  # vectors alone
-            self.taps, self.margins = Taps(student, ours, self.wanted, ()), []
-            self.trained.build(self.learn, self.parts, self._example(inputs), self.knowledge.outputs(self.index[:2]))
+        if self.cached_outputs is not None:  # vectors alone
+            self.features, self.margins = Features(student, ours, self.wanted, ()), []
+            self.trained.build(self.learn, self.parts, self._example(inputs), self.cached_outputs.outputs(self.index[:2]))
             return
         self.teacher.check_dtype(inputs[0])
         theirs = probe(self.teacher.model, self.teacher.view(inputs), self.named[1])
         if None not in self.named and len(self.named[0]) != len(self.named[1]):
             raise KdfastError(f"{len(self.named[0])} stages of the student and {len(self.named[1])} of the teacher: name as many")
         paths = pair(ours, theirs)
-        self.taps = Taps(student, ours, self.wanted, paths[0])
-        self.teacher_taps = Taps(self.teacher.model, theirs, self.wanted, paths[1])
-        self.margins = [margin(self.teacher_taps.norm(path)) for path in paths[1]] if "pre_relu" in self.wanted else []
-        self.trained.build(self.learn, self.parts, self._example(inputs), self.teacher.outputs(inputs, self.teacher_taps))
+        self.features = Features(student, ours, self.wanted, paths[0])
+        self.teacher_features = Features(self.teacher.model, theirs, self.wanted, paths[1])
+        self.margins = [margin(self.teacher_features.norm(path)) for path in paths[1]] if "pre_relu" in self.wanted else []
+        self.trained.build(self.learn, self.parts, self._example(inputs), self.teacher.outputs(inputs, self.teacher_features))
 
     @torch.no_grad()
     def _example(self, inputs: tuple[Tensor, ...]) -> Outputs:
-        with evaluating(self.taps.model), watching(self.taps.model, self.taps.points) as seen:
-            logits = self.taps.model(*inputs)
-        return self.taps.outputs(logits, seen)
+        with evaluating(self.features.model), watching(self.features.model, self.features.points) as seen:
+            logits = self.features.model(*inputs)
+        return self.features.outputs(logits, seen)
 
     # What is trained beside the student
 
     @property
-    def adapters(self) -> nn.ModuleDict:
+    def projectors(self) -> nn.ModuleDict:
         """Of each method that has such, by its name."""
-        return self.trained.adapters
+        return self.trained.projectors
 
     @property
-    def companion(self) -> Companion | None:
+    def projector_optimizer(self) -> ProjectorOptimizer | None:
         """Their optimizer."""
-        return self.trained.companion
+        return self.trained.projector_optimizer
 
     def before_step(self):
-        self.trained.stepping = self.companion is not None
+        self.trained.stepping = self.projector_optimizer is not None
         self.trained.average()
 
     def after_cancel_step(self):  # MixedPrecision skips a step whose gradients overflow
@@ -262,15 +263,15 @@ class Distill(Callback):
     # kdfast's own checkpoint
 
     def state_dict(self) -> dict[str, Any]:
-        """The adapters' weights and their optimizer's state."""
+        """The projectors' weights and their optimizer's state."""
         return self.trained.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a `state_dict`, at once or, where the adapters are not built yet, at the first batch."""
+        """Take up a `state_dict`, at once or, where the projectors are not built yet, at the first batch."""
         self.trained.load_state_dict(state)
 
     def save(self, path: str | Path) -> Path:
-        """Write the adapters and their optimizer's state; the student is saved by its Learner."""
+        """Write the projectors and their optimizer's state; the student is saved by its Learner."""
         torch.save(self.state_dict(), path)
         return Path(path)
 
@@ -286,15 +287,15 @@ class Distill(Callback):
 
     def snapshot(self) -> dict[str, Any]:
         """What the next epochs depend on, and the seconds spent on the teacher."""
-        spent = {"teacher_s": self.teacher_s, "waited": self.knowledge.waited if self.knowledge else 0.0}
+        spent = {"teacher_s": self.teacher_s, "waited": self.cached_outputs.waited if self.cached_outputs else 0.0}
         return self.state_dict() | {"streams": [self.stream.mine, self.teachers_stream.mine]} | spent
 
     def resume(self, state: dict[str, Any]) -> None:
         self.load_state_dict(state)
         self.stream.mine, self.teachers_stream.mine = state["streams"]
         self.resumed, self.teacher_s = self.stream.mine, state["teacher_s"]
-        if self.knowledge is not None:
-            self.knowledge.seconds, self.knowledge.waited = state["teacher_s"], state["waited"]
+        if self.cached_outputs is not None:
+            self.cached_outputs.seconds, self.cached_outputs.waited = state["teacher_s"], state["waited"]
 
     # What cannot work
 

@@ -11,7 +11,7 @@ from kdfast.distill.stages import Layout, kind
 
 @dataclass
 class Outputs:
-    """One network's view of a batch; a field that no method taps stays empty."""
+    """One network's view of a batch; a field that no method asks for stays empty."""
 
     logits: Tensor  # (B, C)
     stages: list[Tensor] = field(default_factory=list)  # maps (B, C_i, H_i, W_i), shallow to deep, as many as the other net's
@@ -31,7 +31,7 @@ class Outputs:
 
 
 @dataclass
-class Taps:
+class Features:
     """The points to watch in a model, and how to make `Outputs` of what was seen there."""
 
     model: nn.Module
@@ -50,7 +50,7 @@ class Taps:
             points += [self._pre_relu(path) for path in self.stages]
         if "pooled" in self.wanted:
             if layout.pooled is None:
-                raise KdfastError(f"{self._name} has no vector after its last map: use a method that taps maps or logits")
+                raise KdfastError(f"{self._name} has no vector after its last map: use a method of maps or logits")
             points.append((layout.pooled, "in"))
         if "cam" in self.wanted:
             if layout.cam is None:
@@ -67,7 +67,9 @@ class Taps:
 
     def _pre_relu(self, path: str) -> tuple[str, str]:
         if path in self.layout.clipped:
-            raise KdfastError(f"layer {path} of {self._name} ends in a ReLU that is no module: make it an nn.ReLU, or tap others")
+            raise KdfastError(
+                f"layer {path} of {self._name} ends in a ReLU that is no module: make it an nn.ReLU, or name others"
+            )
         return (self.layout.relus[path], "in") if path in self.layout.relus else (path, "out")
 
     def outputs(self, logits: Tensor, seen: dict[tuple[str, str], Tensor]) -> Outputs:

@@ -1,8 +1,8 @@
-"""What a method is: a loss, what it taps, what it trains, how it is weighted; and methods by name.
+"""What a method is: a loss, which features it compares, what it trains, how it is weighted; and methods by name.
 
     @register("mine")
     class Mine(Method):
-        taps = ("logits",)
+        features = ("logits",)
 
         def __init__(self, T: float = 4, weight: float = 1, ce: float = 1):
             super().__init__(weight, ce, T=T)
@@ -49,7 +49,7 @@ class Method:
     """
 
     name = "method"
-    taps: ClassVar[tuple[str, ...]] = ("logits",)  # what of `Outputs` the loss reads
+    features: ClassVar[tuple[str, ...]] = ("logits",)  # what of `Outputs` the loss reads
     targets = False  # whether the loss reads the target; it then returns a value per example (B,)
     formula = ""  # name of the function of kdfast.distill.losses, for the documentation
     trains = ""  # what `build` makes, in words
@@ -63,10 +63,10 @@ class Method:
                 raise KdfastError(f"{what} of method {self.name} must be {words}, not {value}")
         self.weight, self.ce = checked_weight(self.name, "weight", weight), checked_weight(self.name, "ce", ce)
         self.arguments = arguments
-        self.adapters: nn.Module | None = None
+        self.projectors: nn.Module | None = None
 
     def build(self, student: Outputs, teacher: Outputs) -> nn.Module | None:
-        """What is trained beside the student, made to fit the shapes of both; at hand in `loss` as `self.adapters`."""
+        """What is trained beside the student, made to fit the shapes of both; at hand in `loss` as `self.projectors`."""
         return None
 
     def loss(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class Sum(Method):
             part.name = part.name if part.name not in names else next(name for name in free if name not in names)
             names.append(part.name)
         self.name = "+".join(names)
-        self.taps = tuple({tap for part in self._parts for tap in part.taps})
+        self.features = tuple({feature for part in self._parts for feature in part.features})
 
     @property
     def parts(self) -> list[Method]:
@@ -117,9 +117,9 @@ def register(name: str):
     """Class decorator: make a Method available under `name` to papermill (`-p method name`) and study files."""
 
     def add(cls: type[Method]) -> type[Method]:
-        odd = set(cls.taps) - set(FIELDS)
+        odd = set(cls.features) - set(FIELDS)
         if odd:
-            raise unknown("tap", sorted(odd)[0], FIELDS, f"method {name}")
+            raise unknown("feature", sorted(odd)[0], FIELDS, f"method {name}")
         cls.name = name
         _REGISTRY[name] = cls
         return cls
@@ -143,7 +143,7 @@ def method_class(name: str) -> type[Method]:
     """The Method of that name; an unknown one raises a KdfastError with the nearest."""
     _load()
     if name not in _REGISTRY:
-        raise unknown("method", name, [*_REGISTRY, "plain"])
+        raise unknown("method", name, [*_REGISTRY, "baseline"])
     return _REGISTRY[name]
 
 

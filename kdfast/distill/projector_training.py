@@ -1,4 +1,4 @@
-"""Training of what is trained beside the student: its adapters' optimizer, and their state."""
+"""Training of what is trained beside the student: its projectors' optimizer, and their state."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -18,20 +18,20 @@ from kdfast.distill.features import Outputs
 from kdfast.distill.method import Method
 
 
-class Companion:
-    """The adapters' optimizer: of the same kind as the student's, with the settings of its last group at every step.
+class ProjectorOptimizer:
+    """The projectors' optimizer: of the same kind as the student's, with the settings of its last group at every step.
 
     fastai builds a Learner's optimizer from the student's parameters and cannot extend it, and what is in it is saved
     and exported with the student. A second one follows schedules, freezing, discriminative rates and `lr_find`, and
     leaves the first as it is without distillation.
     """
 
-    def __init__(self, learn: Learner, adapters: nn.Module):
+    def __init__(self, learn: Learner, projectors: nn.Module):
         self.of = learn.opt
-        params = list(adapters.parameters())
+        params = list(projectors.parameters())
         self.opt = _same_kind(learn)(params)
         if not learn.wd_bn_bias and not isinstance(self.opt, OptimWrapper):
-            for p in norm_bias_params(adapters, True):
+            for p in norm_bias_params(projectors, True):
                 self.opt.state[p]["do_wd"] = False
 
     @property
@@ -60,71 +60,71 @@ def _same_kind(learn: Learner) -> Callable:
 
 
 class Trained:
-    """The adapters of a Distill callback and their Companion, from the first batch of the first fit on."""
+    """The projectors of a Distill callback and their ProjectorOptimizer, from the first batch of the first fit on."""
 
     def __init__(self):
-        self.pending: dict[str, Any] | None = None  # a state that waits for adapters
+        self.pending: dict[str, Any] | None = None  # a state that waits for projectors
         self.stepping = False
         self.forget()
 
     def forget(self) -> None:
-        """Drop adapters and optimizer; the next first batch makes new ones."""
-        self.adapters, self.companion = nn.ModuleDict(), None
+        """Drop projectors and optimizer; the next first batch makes new ones."""
+        self.projectors, self.projector_optimizer = nn.ModuleDict(), None
 
     def build(self, learn: Learner, parts: Sequence[Method], student: Outputs, teacher: Outputs) -> None:
-        """Make adapters to fit these outputs; those of an earlier fit stay if they still do."""
+        """Make projectors to fit these outputs; those of an earlier fit stay if they still do."""
         made = nn.ModuleDict()
         for part in parts:
             built = part.build(student, teacher)
             if built is not None:
                 made[part.name] = built
-        if _shapes(made) != _shapes(self.adapters):
-            self.adapters, self.companion = made, None
-        self.adapters.to(next(learn.model.parameters()).device).train()
+        if _shapes(made) != _shapes(self.projectors):
+            self.projectors, self.projector_optimizer = made, None
+        self.projectors.to(next(learn.model.parameters()).device).train()
         for part in parts:
-            part.adapters = dict(self.adapters.items()).get(part.name)
-        if len(self.adapters) and (self.companion is None or self.companion.of is not learn.opt):
-            self.companion = Companion(learn, self.adapters)
+            part.projectors = dict(self.projectors.items()).get(part.name)
+        if len(self.projectors) and (self.projector_optimizer is None or self.projector_optimizer.of is not learn.opt):
+            self.projector_optimizer = ProjectorOptimizer(learn, self.projectors)
         if self.pending is not None:
             self.load_state_dict(self.pending)
 
     def average(self) -> None:
-        """Of the adapters' gradients over the processes that train together; the student's are torch's DDP's to average."""
+        """Of the projectors' gradients over the processes that train together; the student's are torch's DDP's to average."""
         if self.stepping and torch.distributed.is_initialized():
-            for p in self.adapters.parameters():
+            for p in self.projectors.parameters():
                 if p.grad is not None:
                     torch.distributed.all_reduce(p.grad)
                     p.grad /= torch.distributed.get_world_size()
 
     def step(self, scaler: torch.amp.GradScaler | None) -> None:
-        """The adapters' optimizer step, if one is due, through the student's GradScaler where there is one."""
+        """The projectors' optimizer step, if one is due, through the student's GradScaler where there is one."""
         if self.stepping:
-            scaler.step(self.companion) if scaler is not None else self.companion.step()
+            scaler.step(self.projector_optimizer) if scaler is not None else self.projector_optimizer.step()
             self.skip()
 
     def skip(self) -> None:
         """No step for this batch: its gradients are dropped."""
         self.stepping = False
-        if self.companion is not None:
-            self.companion.zero_grad()
+        if self.projector_optimizer is not None:
+            self.projector_optimizer.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
-        """The adapters' weights and their optimizer's state."""
+        """The projectors' weights and their optimizer's state."""
         return {
-            "adapters": self.adapters.state_dict(),
-            "optimizer": None if self.companion is None else _plain(self.companion.opt.state_dict()),
+            "projectors": self.projectors.state_dict(),
+            "optimizer": None if self.projector_optimizer is None else _plain(self.projector_optimizer.opt.state_dict()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a `state_dict`, at once or, where the adapters are not built yet, when they are."""
-        if state["adapters"] and not len(self.adapters):
+        """Take up a `state_dict`, at once or, where the projectors are not built yet, when they are."""
+        if state["projectors"] and not len(self.projectors):
             self.pending = state
             return
-        if {k: v.shape for k, v in state["adapters"].items()} != _shapes(self.adapters):
-            raise KdfastError("the checkpoint's adapters do not fit this student, teacher and method: load it where it was saved")
-        self.adapters.load_state_dict(state["adapters"])
-        if self.companion is not None and state["optimizer"] is not None:
-            self.companion.opt.load_state_dict(state["optimizer"])
+        if {k: v.shape for k, v in state["projectors"].items()} != _shapes(self.projectors):
+            raise KdfastError("the checkpoint's projectors do not fit this student, teacher and method: load it elsewhere")
+        self.projectors.load_state_dict(state["projectors"])
+        if self.projector_optimizer is not None and state["optimizer"] is not None:
+            self.projector_optimizer.opt.load_state_dict(state["optimizer"])
         self.pending = None
 
 

@@ -62,7 +62,7 @@ def probe(model: nn.Module, inputs: Sequence[Tensor], stages: Sequence[str] | No
     size = tuple(inputs[0].shape[-2:])
     found, by_depth = _stages(calls, size) if stages is None else (tuple(stages), False)
     if not found:
-        raise KdfastError(f"found no stages in {type(model).__name__}: name the layers to tap, stages=[…] or teacher_stages=[…]")
+        raise KdfastError(f"found no stages in {type(model).__name__}: name the layers, stages=[…] or teacher_stages=[…]")
     last = {call.path: call for call in calls}  # of several calls, the last
     first = last[found[0]].began if found[0] in last else 0
     grids = [resolution(c.made, size) for c in calls if kind(c.made, size) == "map" and c.ended < first]  # patches come last

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdfast.core.errors import KdfastError
 from kdfast.core.records import Record
-from kdfast.distill.features import Outputs, Taps
+from kdfast.distill.features import Features, Outputs
 from kdfast.distill.hooks import Point, evaluating, watching
 
 Stats = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of each channel
@@ -61,7 +61,7 @@ class Teacher:
         return "models" not in self.__dict__ and not isinstance(self.source, (nn.Module, Iterable))
 
     def identity(self) -> dict[str, Any]:
-        """What decides its answers: hashes of weights and structure, and how it wants its images."""
+        """What decides its outputs: hashes of weights and structure, and how it wants its images."""
         if self.record is not None:
             who = {"model": self.record.parameters["student"], "weights": self.record.model["weights_sha256"]}
         else:
@@ -83,14 +83,14 @@ class Teacher:
         return self.outputs((x,)).softened(1).logits
 
     @torch.no_grad()
-    def outputs(self, inputs: Sequence[Tensor], taps: Taps | None = None) -> Outputs:
-        """Logits of the student's batch, and the features that `taps` asks for: the one place where a teacher runs."""
-        inputs, points = self.view(inputs), taps.points if taps else []
+    def outputs(self, inputs: Sequence[Tensor], features: Features | None = None) -> Outputs:
+        """Logits of the student's batch, and the features that `features` asks for: the one place where a teacher runs."""
+        inputs, points = self.view(inputs), features.points if features else []
         found = [self._forward(model, inputs, points) for model in self.models]
         logits, seen = found[0]
         if len(found) > 1:
             return Outputs(logits, members=[member for member, _ in found])
-        return taps.outputs(logits, seen) if taps else Outputs(logits)
+        return features.outputs(logits, seen) if features else Outputs(logits)
 
     def _forward(self, model: nn.Module, inputs: Sequence[Tensor], points: list[Point]) -> tuple[Tensor, dict[Point, Tensor]]:
         """Logits (B, C) and what was seen at the points, in chunks of one size, the last filled up with zeros.

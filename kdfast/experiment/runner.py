@@ -16,17 +16,17 @@ from safetensors.torch import load_file, save
 
 from kdfast.core import provenance
 from kdfast.core.code import code_of, plugin_digests, plugin_packages, uses
-from kdfast.core.config import PLAIN, Run, check_parameters, dataset_slug
+from kdfast.core.config import BASELINE, Run, check_parameters, dataset_slug
 from kdfast.core.errors import KdfastError, number_given, unknown
 from kdfast.core.files import write_atomically
 from kdfast.core.records import PREDICTIONS, RECORD, WEIGHTS, Record, pack_predictions, read_record, write_record  # fmt: skip
 from kdfast.data.datasets import load_data
 from kdfast.data.loaders import ImageData
 from kdfast.data.splits import HoldOut
-from kdfast.distill.cache import store_folder
+from kdfast.distill.cache import cache_folder
 from kdfast.distill.method import create_method
 from kdfast.distill.teacher import Teacher
-from kdfast.distill.teacher_outputs import Knowledge, Stored
+from kdfast.distill.teacher_outputs import Cached, CachedOutputs
 from kdfast.experiment import distributed
 from kdfast.experiment.teachers import load_teacher
 from kdfast.models.registry import architecture, count_parameters
@@ -53,18 +53,18 @@ class Experiment:
         self.run: Run = check_parameters(namespace, self.resolve_teacher)
         self.code = {"hash": code_of(self.run), **git}
         architecture(self.run.student)
-        if self.run.method != PLAIN:
+        if self.run.method != BASELINE:
             create_method(self.run.method, self.run.method_args)
         self.folder, self.tracker = self.runs / self.run.folder_name, tracker
         create_tracker(tracker, self.run, self.folder, None)  # an unknown one is refused now
         self.seconds: dict[str, float] = {}
 
     def resolve_teacher(self, teacher: str, dataset: str, seed: int) -> str:
-        """The id of the teacher's run: given as such, or found as the one plain run of that model with that seed."""
+        """The id of the teacher's run: given as such, or found as the one baseline of that model with that seed."""
         folder = self.runs / dataset_slug(dataset)
         if (folder / teacher / RECORD).is_file():
             return teacher
-        found = sorted(path.parent.name for path in folder.glob(f"{teacher}.{PLAIN}.s{seed}-*/{RECORD}"))
+        found = sorted(path.parent.name for path in folder.glob(f"{teacher}.{BASELINE}.s{seed}-*/{RECORD}"))
         if len(found) == 1:
             return found[0]
         if found:
@@ -81,7 +81,7 @@ class Experiment:
     def load(self) -> ImageData:
         """The data set of the run."""
         run = self.run
-        self.data = load_data(run.dataset, run.image_size, HoldOut(run.valid_part, run.folds, run.fold))
+        self.data = load_data(run.dataset, run.image_size, HoldOut(run.valid_pct, run.folds, run.fold))
         return self.data
 
     def learner(self) -> Learner:
@@ -89,7 +89,7 @@ class Experiment:
         teacher_folder = self.runs / dataset_slug(self.run.dataset) / self.run.teacher
         options = {"chunk": self.run.batch_size, "compiled": self.run.compile}
         self.teacher: Teacher | None = load_teacher(teacher_folder, self.data, **options) if self.run.teacher else None
-        self.learn = create_learner(self.run, self.data, self.teacher, store_folder(self.runs))
+        self.learn = create_learner(self.run, self.data, self.teacher, cache_folder(self.runs))
         self.initial = self._initial()
         self.trackers = create_tracker(self.tracker, self.run, self.folder, self._teacher_summary())
         every = number_given("KDFAST_CHECKPOINT_S", EVERY, "seconds")
@@ -166,15 +166,15 @@ class Experiment:
         return found, logits, labels
 
     def _teachers_test_logits(self) -> torch.Tensor | None:
-        """Stored ones, exact, where the run has stored knowledge; else the teacher is asked."""
+        """Cached ones, exact, where the run has cached teacher outputs; else the teacher is asked."""
         if self.teacher is None:
             return None
-        if self.run.knowledge == "live":
+        if self.run.teacher_outputs == "live":
             self.teacher.to(self.learn.dls.device)
             return predict(self.teacher, self.learn.dls[2])[0]
-        knowledge = Knowledge(self.teacher, self.learn.dls[2], Stored(store_folder(self.runs), "float32"))
-        knowledge.open(view=0)
-        return knowledge.all().logits.cpu()
+        teacher_outputs = CachedOutputs(self.teacher, self.learn.dls[2], Cached(cache_folder(self.runs), "float32"))
+        teacher_outputs.open(view=0)
+        return teacher_outputs.all().logits.cpu()
 
     def _record(self, weights: bytes, last: dict, best: dict) -> Record:
         curves = history(self.learn)
@@ -188,11 +188,11 @@ class Experiment:
                 "parameters": count_parameters(model),
                 "weights_sha256": hashlib.sha256(weights).hexdigest(),
                 "weights_bytes": len(weights),
-                **self._adapters(),
+                **self._projectors(),
                 **self.initial,
             },
             teacher=self._teacher_summary(),
-            knowledge=self._knowledge(),
+            teacher_outputs=self._teacher_outputs(),
             data={
                 "name": self.data.name,
                 "fingerprint": self.data.fingerprint,
@@ -217,23 +217,23 @@ class Experiment:
         times = self.learn.checkpoint.resumed
         return {"resumed": times} if times else {}
 
-    def _knowledge(self) -> dict | None:
-        """Where the teacher's answers came from, and the seconds of the training that went into making them."""
+    def _teacher_outputs(self) -> dict | None:
+        """Where the teacher's outputs came from, and the seconds of the training that went into making them."""
         if self.teacher is None:
             return None
         distill = self.learn.distill
-        used = distill.knowledge
-        found = {"source": self.run.knowledge if used is not None else "live", "teacher_s": distill.teacher_s}
+        used = distill.cached_outputs
+        found = {"source": self.run.teacher_outputs if used is not None else "live", "teacher_s": distill.teacher_s}
         if used is not None:
             augment = used.loader.augment
             views = len({augment.of_epoch(e) for e in range(self.run.epochs)}) if augment else 1
             return found | {"waited_s": used.waited, "views": views}
         return found | ({"why_live": distill.obstacle} if distill.obstacle else {})
 
-    def _adapters(self) -> dict[str, int]:
+    def _projectors(self) -> dict[str, int]:
         """How many parameters were trained beside the student, where a method has such."""
-        count = count_parameters(self.learn.distill.adapters) if self.teacher is not None else 0
-        return {"adapter_parameters": count} if count else {}
+        count = count_parameters(self.learn.distill.projectors) if self.teacher is not None else 0
+        return {"projector_parameters": count} if count else {}
 
     def _initial(self) -> dict[str, dict]:
         """Where the weights came from, if not random, with the hash of the file or, of torchvision's, of the network."""

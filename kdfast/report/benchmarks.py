@@ -40,12 +40,12 @@ def step_table(step: Results) -> pd.DataFrame:
     rows = pd.DataFrame(step["rows"])
     table = pd.DataFrame({"teacher": rows.teacher.map(tex)})
     for column, heading in {
-        "stored / plain": "stored",
-        "live / plain": "live",
-        "fasterai / plain": "fasterai",
-        "live / (plain + teacher)": "live / floor",
+        "cached / baseline": "cached",
+        "live / baseline": "live",
+        "fasterai / baseline": "fasterai",
+        "live / (baseline + teacher)": "live / floor",
         "live / fasterai": "live / fasterai",
-        "stored / fasterai": "stored / fasterai",
+        "cached / fasterai": "cached / fasterai",
     }.items():
         table[heading] = rows[column].map("{:.2f}".format)
     return table
@@ -59,38 +59,40 @@ def _span(rows: list[dict], column: str) -> str:
 def sentence(found: dict[str, Results]) -> str:
     """What a step costs with each kind of teacher, and what memory."""
     rows, settings = found["step"]["rows"], found["step"]["settings"]
-    memory = {row["kind"]: row["/ plain"] for row in found["memory"]["rows"]}
+    memory = {row["kind"]: row["/ baseline"] for row in found["memory"]["rows"]}
+    sum_of_both = _span(rows, "live / (baseline + teacher)")
     return (
-        f"With {tex(settings['student'])} at {settings['size']} pixels and batches of {settings['batch_size']}, a step that "
-        f"reads stored logits takes {_span(rows, 'stored / plain')} times a step without a teacher, over {len(rows)} teachers; "
-        f"with a live teacher it takes {_span(rows, 'live / plain')} times, which is {_span(rows, 'live / (plain + teacher)')} "
-        "times the sum of the plain step and the teacher's forward alone; with the callback of fasterai, which keeps the "
-        f"teacher's graph, {_span(rows, 'fasterai / plain')} times. Peak memory in training is {memory['stored']:.2f} times "
-        f"that without a teacher with stored logits, {memory['live']:.2f} times with a live one."
+        f"With {tex(settings['student'])} at {settings['size']} pixels and batches of {settings['batch_size']}, a step "
+        f"that reads cached logits takes {_span(rows, 'cached / baseline')} times a step without a teacher, over {len(rows)} "
+        "teachers; "
+        f"with a live teacher it takes {_span(rows, 'live / baseline')} times, which is {sum_of_both} times the sum of the "
+        "baseline's step and the teacher's forward; with the callback of fasterai, which keeps the teacher's graph, "
+        f"{_span(rows, 'fasterai / baseline')} times. Peak memory in training is {memory['cached']:.2f} times "
+        f"that without a teacher with cached logits, {memory['live']:.2f} times with a live one."
     )
 
 
 def growth_sentence(amortise: Results) -> str:
-    """From how many runs on stored answers pay, and what is left of the teacher's cost at the last point."""
+    """From how many runs on cached teacher outputs pay, and what is left of the teacher's cost at the last point."""
     s, last = amortise["settings"], amortise["rows"][-1]
-    live, stored = (last[f"{kind} (s)"] / last["plain (s)"] for kind in ("live", "stored"))
+    live, stored = (last[f"{kind} (s)"] / last["baseline (s)"] for kind in ("live", "cached"))
     return (
-        f"A student of {s['epochs']} epochs takes {s['plain_s']:.2f} s alone and {s['distilled_s']:.2f} s with the method's "
+        f"A student of {s['epochs']} epochs takes {s['baseline_s']:.2f} s alone and {s['distilled_s']:.2f} s with the method's "
         f"own terms; a live teacher ({tex(s['teacher'])}) adds {s['live_teacher_s']:.2f} s to every run, computing the stored "
-        f"answers {s['stored_teacher_s']:.2f} s to the first. After {last['runs']} runs distillation has cost {live:.2f} times "
-        f"what training without a teacher costs with a live teacher, {stored:.2f} times with stored answers."
+        f"outputs {s['cached_teacher_s']:.2f} s to the first. After {last['runs']} runs distillation has cost {live:.2f} times "
+        f"what training without a teacher costs with a live teacher, {stored:.2f} times with cached teacher outputs."
     )
 
 
 def readme(found: dict[str, Results]) -> str:
     """The README's table: what was measured beside what was asked for, misses included."""
     step, grid = found["step"]["rows"], found["grid"]["rows"][0]
-    memory = {row["kind"]: row["/ plain"] for row in found["memory"]["rows"]}
+    memory = {row["kind"]: row["/ baseline"] for row in found["memory"]["rows"]}
     limits = found["step"]["settings"]["limits"]
     rows = [
         (f"step: {what}, worst of {len(step)} teachers", max(row[what] for row in step), limit) for what, limit in limits.items()
     ]
-    rows.append(("peak memory in training, stored / plain", memory["stored"], found["memory"]["settings"]["limit"]))
+    rows.append(("peak memory in training, stored / baseline", memory["cached"], found["memory"]["settings"]["limit"]))
     share = max(row["loader / step"] for row in found["loader"]["rows"])
     rows.append(("loader / step, digits and 64-pixel photos", share, found["loader"]["settings"]["limit"]))
     wanted = found["grid"]["settings"]["limits"]

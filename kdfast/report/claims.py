@@ -37,12 +37,12 @@ def pair_table(c: Comparison, family: str) -> pd.DataFrame:
     rows = []
     for cell in c.cells_of(family).itertuples():
         runs = c.distilled[(c.distilled.student == cell.student) & (c.distilled.teacher == cell.teacher)]
-        alone = c.plain[c.plain.student == cell.student].test_top1
+        baseline = c.baselines[c.baseline.student == cell.student].test_top1
         rows.append({
             "student": tex(short(cell.student)),
             "teacher": tex(short(cell.teacher)),
             "teacher (\\%)": percent(runs.teacher_top1),
-            "alone (\\%)": percent(alone),
+            "baseline (\\%)": percent(baseline),
             "distilled (\\%)": percent(runs.test_top1),
             "gain [95\\,\\%]": interval(Estimate(cell.mean, cell.low, cell.high, cell.n)),
             "$p$": p_value(cell.holm).removeprefix("= "),
@@ -78,8 +78,8 @@ def _recovered(cells: pd.DataFrame) -> str:
     known = cells.recovered.dropna()
     if known.empty:
         return ""
-    withheld = len(cells) - len(known)
-    note = f" ({withheld} withheld: the teacher is not better than the student alone)" if withheld else ""
+    missing = len(cells) - len(known)
+    note = f" (not reported for {missing}: the teacher is not better than the baseline)" if missing else ""
     return f" In the median pair, {100 * known.median():.0f}\\,\\% of the gap to the teacher is recovered{note}."
 
 
@@ -138,23 +138,23 @@ def _relation(where: str, q: TeacherQuality, what: str, teacher: str) -> str:
     }[q.rho.verdict]
     return (
         f"{where}, the rank correlation of the {q.teachers} teachers' {what} with their students' accuracy is {interval(q.rho)} "
-        f"($p {p_value(q.rho.p)}$ when teachers are exchanged), {interval(q.slope)} points {slope}: {verdict}."
+        f"($p {p_value(q.rho.p)}$, permutation test), {interval(q.slope)} points {slope}: {verdict}."
     )
 
 
 def beats_teacher(c: Comparison) -> str:
-    """In how many pairs the student ends above its teacher, distilled and even alone."""
+    """In how many pairs the student ends above its teacher, distilled and even as the baseline."""
     if c.distilled.empty:
         return "This study distils nothing."
-    means = c.distilled.groupby(["teacher", "student"])[["teacher_top1", "test_top1", "alone_top1"]].mean()
-    above, alone = means[means.test_top1 > means.teacher_top1], (means.alone_top1 > means.teacher_top1).sum()
+    means = c.distilled.groupby(["teacher", "student"])[["teacher_top1", "test_top1", "baseline_top1"]].mean()
+    above, even = means[means.test_top1 > means.teacher_top1], (means.baseline_top1 > means.teacher_top1).sum()
     if above.empty:
-        even = f" (in {alone} of {len(means)} pairs the student alone is)" if alone else ""
-        return f"No distilled student is, on average, more accurate than its teacher{even}."
+        also = f" (in {even} of {len(means)} pairs the baseline is)" if even else ""
+        return f"No distilled student is, on average, more accurate than its teacher{also}."
     names = ", ".join(f"{tex(short(s))} above {tex(short(t))}" for t, s in above.index)
     return (
         f"In {len(above)} of {len(means)} pairs the distilled student is on average more accurate than its teacher ({names}); in "
-        f"{alone} the student alone is, too."
+        f"{even} the baseline is, too."
     )
 
 
@@ -177,8 +177,8 @@ def power(c: Comparison) -> str:
     )
 
 
-def plain_table(plain: pd.DataFrame) -> pd.DataFrame:
-    """Every network trained alone, smallest first within its family."""
+def baseline_table(baselines: pd.DataFrame) -> pd.DataFrame:
+    """Every network trained without a teacher, smallest first within its family."""
     rows = [
         {
             "network": tex(short(model)),
@@ -190,7 +190,7 @@ def plain_table(plain: pd.DataFrame) -> pd.DataFrame:
             "seeds": len(runs),
             "_order": (runs.family.iloc[0], runs.parameters.iloc[0]),
         }
-        for model, runs in plain.groupby("student")
+        for model, runs in baselines.groupby("student")
     ]
     return pd.DataFrame(rows).sort_values("_order").drop(columns="_order")
 

@@ -13,17 +13,17 @@ from kdfast.report.latex import tex
 from kdfast.study.measuring import EFFICIENCY, result_path
 
 
-def cost_table(distilled: pd.DataFrame, plain: pd.DataFrame) -> pd.DataFrame:
+def cost_table(distilled: pd.DataFrame, baselines: pd.DataFrame) -> pd.DataFrame:
     """Sizes and training times of every pair; times are medians over seeds, in seconds, the teacher's part a share of all."""
-    alone = plain.groupby("student").training_s.median()
+    baseline = baselines.groupby("student").training_s.median()
     rows = [
         {
             "student": tex(short(student)),
             "teacher": tex(short(teacher)),
             "times smaller": f"{cell.teacher_parameters.iloc[0] / cell.parameters.iloc[0]:.1f}",
-            "alone (s)": f"{alone[student]:.1f}",
+            "baseline (s)": f"{baseline[student]:.1f}",
             "distilled (s)": f"{cell.training_s.median():.1f}",
-            "ratio": f"{cell.training_s.median() / alone[student]:.2f}",
+            "ratio": f"{cell.training_s.median() / baseline[student]:.2f}",
             "teacher's part (\\%)": f"{100 * cell.teacher_s.sum() / cell.training_s.sum():.1f}",
         }
         for (student, teacher), cell in distilled.groupby(["student", "teacher"])
@@ -31,23 +31,24 @@ def cost_table(distilled: pd.DataFrame, plain: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def cost_sentence(distilled: pd.DataFrame, plain: pd.DataFrame) -> str:
+def cost_sentence(distilled: pd.DataFrame, baselines: pd.DataFrame) -> str:
     """The range of the training-time ratios, the teacher's part, and what training the teachers cost beside it."""
     if distilled.empty:
         return "This study distils nothing, so there is no cost to compare."
-    alone = plain.groupby("student").training_s.median()
-    ratio = distilled.groupby(["student", "teacher"]).training_s.median() / alone
-    teachers = plain[plain.student.isin(distilled.teacher)].groupby("student").training_s.median()
-    live = (distilled.knowledge == "live").sum()
-    source = "a live teacher" if live == len(distilled) else "stored answers of the teacher"
+    baseline = baselines.groupby("student").training_s.median()
+    ratio = distilled.groupby(["student", "teacher"]).training_s.median() / baseline
+    teachers = baselines[baselines.student.isin(distilled.teacher)].groupby("student").training_s.median()
+    own = baseline[distilled.student.unique()]
+    live = (distilled.teacher_outputs == "live").sum()
+    source = "a live teacher" if live == len(distilled) else "cached teacher outputs"
     mixed = f" (a live teacher in {live} of {len(distilled)} runs)" if 0 < live < len(distilled) else ""
     return (
-        f"Training with {source}{mixed} took {ratio.min():.2f} to {ratio.max():.2f} times as long as training the student "
-        f"alone (median over seeds), {ratio.median():.2f} times in the median pair. Asking the teachers was "
+        f"Training with {source}{mixed} took {ratio.min():.2f} to {ratio.max():.2f} times as long as training its "
+        f"baseline (median over seeds), {ratio.median():.2f} times in the median pair. Asking the teachers was "
         f"{100 * distilled.teacher_s.sum() / distilled.training_s.sum():.1f}\\,\\% of the distilled runs' training time. "
         "The teacher has to be trained first, "
-        f"which took {teachers.min():.1f} to {teachers.max():.1f} seconds against {alone[distilled.student.unique()].min():.1f} "
-        f"to {alone[distilled.student.unique()].max():.1f} for a student alone. Several runs shared the machine, so that "
+        f"which took {teachers.min():.1f} to {teachers.max():.1f} seconds against {own.min():.1f} "
+        f"to {own.max():.1f} for a baseline. Several runs shared the machine, so that "
         "seconds are indicative and only ratios are compared. Inference is unchanged by distillation: what a student saves "
         "is its size against the teacher's."
     )
@@ -108,11 +109,11 @@ def _mb(size: float | None) -> str:
     return "--" if size is None else f"{size / 1e6:,.2f}"
 
 
-def inference_table(plain: pd.DataFrame, measured: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """One row a measured network: `top1` alone (mean over seeds), `latency_ms`, `memory_mb`, `size_mb`, `family`; numbers."""
+def inference_table(baselines: pd.DataFrame, measured: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """One row a measured network: `top1` as baseline (seeds' mean), `latency_ms`, `memory_mb`, `size_mb`, `family`; numbers."""
     rows = []
     for name, found in measured.items():
-        runs = plain[plain.student == name]
+        runs = baselines[baselines.student == name]
         memory = found["peak_bytes"].get("inference")
         rows.append({
             "network": name, "family": runs.family.iloc[0], "top1": 100 * runs.test_top1.mean(),

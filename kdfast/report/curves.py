@@ -8,7 +8,7 @@ from kdfast.core.records import Record
 from kdfast.report.figures import short
 from kdfast.report.latex import tex
 
-ALONE = "alone"
+BASELINE = "baseline"
 
 
 def by_epoch(records: Iterable[Record]) -> pd.DataFrame:
@@ -16,7 +16,7 @@ def by_epoch(records: Iterable[Record]) -> pd.DataFrame:
     tables = []
     for record in records:
         history = {k: record.history[k] for k in ("train_loss", "valid_loss", "accuracy")}
-        teacher = record.teacher["model"] if record.teacher else ALONE
+        teacher = record.teacher["model"] if record.teacher else BASELINE
         table = pd.DataFrame(history).assign(
             student=record.parameters["student"], teacher=teacher, seed=record.parameters["seed"]
         )
@@ -32,15 +32,15 @@ def metrics_table(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     last = curves[curves.epoch == curves.groupby(["student", "teacher", "seed"]).epoch.transform("max")]
     train = last.groupby(["student", "teacher"]).train_loss.mean()
     rows = []
-    for (student, teacher), cell in runs.assign(teacher=runs.teacher.fillna(ALONE)).groupby(["student", "teacher"]):
+    for (student, teacher), cell in runs.assign(teacher=runs.teacher.fillna(BASELINE)).groupby(["student", "teacher"]):
         rows.append({
             "network": tex(short(student)),
-            "taught by": "--" if teacher == ALONE else tex(short(teacher)),
+            "taught by": "--" if teacher == BASELINE else tex(short(teacher)),
             "best valid.": _both(cell.best_valid_nll, cell.best_valid_top1),
             "training": f"{train[student, teacher]:.3f}",
             "last valid.": _both(cell.valid_nll, cell.valid_top1),
             "test": _both(cell.test_nll, cell.test_top1),
-            "_order": (student, teacher != ALONE, teacher),
+            "_order": (student, teacher != BASELINE, teacher),
         })  # fmt: skip
     return pd.DataFrame(rows).sort_values("_order").drop(columns="_order")
 

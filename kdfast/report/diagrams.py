@@ -14,7 +14,7 @@ from kdfast.report.figures import COLUMN, MARKERS, family_styles, short
 
 
 def training_curves(curves: pd.DataFrame) -> Figure:
-    """Validation loss and accuracy by epoch, a column a student: alone (dashed) and taught by each teacher, means over seeds."""
+    """Validation loss and accuracy by epoch, a column a student: baseline (dashed) and taught by each teacher, means of seeds."""
     means = curves.groupby(["student", "teacher", "epoch"])[["valid_loss", "accuracy"]].mean().reset_index()
     students = sorted(means.student.unique(), key=lambda s: -means[(means.student == s)].teacher.nunique())
     students = [s for s in students if means[means.student == s].teacher.nunique() > 1] or students[:1]
@@ -38,10 +38,10 @@ def training_curves(curves: pd.DataFrame) -> Figure:
 
 def _looks(teachers: pd.Series) -> dict[str, dict]:
     """A colour and a marker for each teacher, black and dashed without one."""
-    names = sorted(set(teachers) - {"alone"})
+    names = sorted(set(teachers) - {"baseline"})
     found = zip(names, sns.color_palette("colorblind", len(names)), cycle(MARKERS), strict=False)
     looks = {name: {"ls": "-", "color": colour, "marker": marker} for name, colour, marker in found}
-    return looks | {"alone": {"ls": "--", "color": "black", "marker": "."}}
+    return looks | {"baseline": {"ls": "--", "color": "black", "marker": "."}}
 
 
 def _round_ticks(axis: Axis, form: Formatter | None = None) -> None:
@@ -52,7 +52,7 @@ def _round_ticks(axis: Axis, form: Formatter | None = None) -> None:
 
 
 def reliability(bins: pd.DataFrame) -> Figure:
-    """Accuracy against confidence, a panel a student: alone (dashed) and taught by each teacher; on the diagonal, calibrated.
+    """Accuracy against confidence, a panel a student: baseline (dashed) and taught by each teacher; on the diagonal, calibrated.
 
     `bins`: see `kdfast.report.selection.reliability_bins`; those of fewer than one in a hundred examples are left out.
     """
@@ -78,8 +78,8 @@ def last_against_best(runs: pd.DataFrame) -> Figure:
     low, high = min(last.min(), best.min()), max(last.max(), best.max())
     margin = 0.03 * (high - low) + 0.1
     axis.plot([low - margin, high + margin], [low - margin, high + margin], color="0.6", linewidth=0.8)
-    kinds = np.where(runs.teacher.isna(), "alone", "distilled")
-    for kind, colour, marker in zip(("alone", "distilled"), sns.color_palette("colorblind"), MARKERS, strict=False):
+    kinds = np.where(runs.teacher.isna(), "baseline", "distilled")
+    for kind, colour, marker in zip(("baseline", "distilled"), sns.color_palette("colorblind"), MARKERS, strict=False):
         look = {"color": [colour], "marker": marker, "alpha": 0.7, "linewidth": 0, "label": kind}
         axis.scatter(last[kinds == kind], best[kinds == kind], 14, **look)
     axis.set(xlabel="last epoch's test accuracy (%)", ylabel="best-validation epoch's (%)")
@@ -105,7 +105,7 @@ def pareto(table: pd.DataFrame, students: list[str]) -> Figure:
         axis.set(xlabel=label, xscale="log")
         axis.margins(x=0.25, y=0.08)  # room for names
         _round_ticks(axis.xaxis)
-    axes[0].set_ylabel("test accuracy, alone (%)")
+    axes[0].set_ylabel("test accuracy, baseline (%)")
     sns.despine(figure)
     return figure
 

@@ -71,18 +71,18 @@ def _style(family: str) -> tuple[tuple, str]:
     return palette[place % len(palette)], MARKERS[place % len(MARKERS)]
 
 
-def teacher_against_student(distilled: pd.DataFrame, plain: pd.DataFrame) -> Figure:
+def teacher_against_student(distilled: pd.DataFrame, baselines: pd.DataFrame) -> Figure:
     """Teacher's accuracy against distilled student's, a panel a student.
 
-    `distilled`: rows of `kdfast.stats.paired.gains`; `plain`: the undistilled runs. Points are means over seeds, bars their
+    `distilled`: rows of `kdfast.stats.paired.gains`; `baselines`: the undistilled runs. Points are means over seeds, bars their
     standard deviation, areas the teacher's parameters; the dashed line is the student without a teacher, the dotted
     one equality with the teacher.
     """
     students = sorted(distilled.student.unique())
     figure, axes = plt.subplots(1, len(students), figsize=(COLUMN, 3.0), squeeze=False)
-    styles, labels = family_styles(plain.family), {}
+    styles, labels = family_styles(baselines.family), {}
     for axis, student in zip(axes[0], students, strict=True):
-        _reference(axis, 100 * plain[plain.student == student].test_top1)
+        _reference(axis, 100 * baselines[baselines.student == student].test_top1)
         labels[axis] = _teachers(axis, distilled[distilled.student == student], styles)
         axis.set(title=f"student: {short(student)}", xlabel="teacher's test accuracy (%)", ylabel="")
     axes[0][0].set_ylabel("distilled student's test accuracy (%)")
@@ -92,7 +92,7 @@ def teacher_against_student(distilled: pd.DataFrame, plain: pd.DataFrame) -> Fig
         for family, (colour, marker) in styles.items()
         if family in shown
     ]
-    handles.append(plt.Line2D([], [], color="0.35", linestyle="--", label="student alone (± s.d.)"))
+    handles.append(plt.Line2D([], [], color="0.35", linestyle="--", label="baseline (± s.d.)"))
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
     sns.despine(figure)
     figure.draw_without_rendering()  # the layout is final: labels can be placed by their size on paper
@@ -101,10 +101,10 @@ def teacher_against_student(distilled: pd.DataFrame, plain: pd.DataFrame) -> Fig
     return figure
 
 
-def _reference(axis: Axes, alone: pd.Series) -> None:
-    axis.axhline(alone.mean(), color="0.35", linestyle="--", linewidth=1, zorder=1)
-    if len(alone) > 1:
-        axis.axhspan(alone.mean() - alone.std(), alone.mean() + alone.std(), color="0.9", zorder=0)
+def _reference(axis: Axes, baseline: pd.Series) -> None:
+    axis.axhline(baseline.mean(), color="0.35", linestyle="--", linewidth=1, zorder=1)
+    if len(baseline) > 1:
+        axis.axhspan(baseline.mean() - baseline.std(), baseline.mean() + baseline.std(), color="0.9", zorder=0)
 
 
 def _teachers(axis: Axes, runs: pd.DataFrame, styles: dict) -> dict[str, tuple[float, float]]:
@@ -167,7 +167,7 @@ def forest(gains: pd.DataFrame) -> Figure:
         axis.errorbar(rows["mean"], y, xerr=error, fmt=marker, color=colour, markersize=4, elinewidth=0.8, label=label)
     axis.set_yticks(range(len(methods)), [method.replace("_", " ") for method in methods])
     axis.invert_yaxis()
-    axis.set_xlabel("gain over the student alone (points, 95 % interval)")
+    axis.set_xlabel("gain over the baseline (percentage points, 95 % interval)")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     sns.despine(figure)
     return figure
@@ -181,14 +181,15 @@ def growth(amortise: dict) -> Figure:
     """
     rows, s = pd.DataFrame(amortise["rows"]), amortise["settings"]
     n = np.geomspace(1, rows.runs.max(), 200)
-    models = {"live": np.full_like(n, s["live_teacher_s"]), "stored": s["stored_teacher_s"] / n}
+    models = {"live": np.full_like(n, s["live_teacher_s"]), "cached": s["cached_teacher_s"] / n}
     figure, axis = plt.subplots(figsize=(0.62 * COLUMN, 2.4))
     axis.axhline(1, color="0.35", linestyle="--", linewidth=1)
     for (kind, taught), colour, marker in zip(models.items(), sns.color_palette("colorblind"), MARKERS, strict=False):
-        axis.plot(n, (s["distilled_s"] + taught) / s["plain_s"], color=colour, linewidth=1)
-        y = rows[f"{kind} (s)"] / rows["plain (s)"]
+        axis.plot(n, (s["distilled_s"] + taught) / s["baseline_s"], color=colour, linewidth=1)
+        y = rows[f"{kind} (s)"] / rows["baseline (s)"]
         axis.plot(rows.runs, y, marker, color=colour, markersize=5)
-        axis.annotate(f"{kind} teacher" if kind == "live" else "stored answers", (rows.runs.iloc[-1], y.iloc[-1]), (-2, 6),
+        words = {"live": "live teacher", "cached": "cached teacher outputs"}[kind]
+        axis.annotate(words, (rows.runs.iloc[-1], y.iloc[-1]), (-2, 6),
                       textcoords="offset points", ha="right", fontsize=8, color=colour)  # fmt: skip
     axis.set(xscale="log", xlabel="distilled runs of one teacher", ylabel="cost / cost without a teacher")
     axis.set_xticks(rows.runs, [str(k) for k in rows.runs])

@@ -90,7 +90,7 @@ class Section:
 
 
 def load(study: str, records: str) -> tuple[Study, list[Record], pd.DataFrame]:
-    """A study, its records (`records`: "runs" or "published") and their tidy table."""
+    """A study, its records (`records`: "runs" or "released") and their tidy table."""
     plan = study_named(study)
     found = [read_record(path) for path in record_paths(plan, study, records)]
     return plan, found, tidy(found)
@@ -121,7 +121,7 @@ def describe(section: Section, study: Study, records: list[Record], runs: pd.Dat
     section.text("recipe", protocol.sentences(records))
     section.table("recipe", protocol.table(records).map(tex), align="ll")
     section.text("methods", tex(_methods(runs)))
-    section.text("knowledge", _knowledge(runs))
+    section.text("teacher_outputs", _teacher_outputs(runs))
     section.number("plateau", int(runs.plateau_reached.sum()))
     section.number("cpu-minutes", runs.total_s.sum() / 60, ".1f")
     machines = sorted({f"{r.hardware['processor']} ({r.hardware['device']}, {r.hardware['threads']} thread(s) a run, "
@@ -134,14 +134,14 @@ def describe(section: Section, study: Study, records: list[Record], runs: pd.Dat
     section.text("date", max(datetime.fromisoformat(r.time["started"]) for r in records).strftime("%-d %B %Y"))
 
 
-def _knowledge(runs: pd.DataFrame) -> str:
-    """How the teachers' answers were had, and in how many runs each way where there are several."""
+def _teacher_outputs(runs: pd.DataFrame) -> str:
+    """How the teachers' outputs were had, and in how many runs each way where there are several."""
     words = {
         "live": "computed anew in every step",
         "float32": "computed once and stored exactly, in 32 bits",
         "float16": "computed once and stored in 16 bits",
     }
-    counts = runs[runs.method != "plain"].knowledge.fillna("live").value_counts()
+    counts = runs[runs.method != "baseline"].teacher_outputs.fillna("live").value_counts()
     if len(counts) < 2:
         return words[counts.index[0]] if len(counts) else "not needed"
     return "; ".join(f"{words[source]} in {n} runs" for source, n in counts.items())
@@ -158,7 +158,7 @@ def _release(data: dict) -> str:
 
 
 def _methods(runs: pd.DataFrame) -> str:
-    used = runs[runs.method != "plain"][["method", "method_args"]].drop_duplicates()
+    used = runs[runs.method != "baseline"][["method", "method_args"]].drop_duplicates()
     return "; ".join(f"{m} ({a})" if a else m for m, a in used.itertuples(index=False)) or "none"
 
 
@@ -214,7 +214,7 @@ def _inputs(numbers: list[Path], date: str) -> str:
         "kdmethods": "methods",
         "kdtuning": "tuning",
         "kdbenchmarks": "teacher_cost",
-        "kdpublished": "published",
+        "kdliterature": "literature",
     }.items():
         lines.append(f"\\newcommand{{\\{command}}}{{{','.join(study for study, asked in found if asked == question)}}}")
     return "\n".join(lines) + "\n"

@@ -21,7 +21,7 @@ class Published(Strict):
 
     source: dict[str, str]  # of each column: where it is from, which epoch
     differences: str  # of our protocol
-    pairs: dict[str, dict[str, float]] = Field(min_length=1)  # "<teacher> <student>" -> teacher, alone or a method -> value
+    pairs: dict[str, dict[str, float]] = Field(min_length=1)  # "<teacher> <student>" -> teacher, baseline or a method -> value
 
 
 def read_published(path: Path = PUBLISHED) -> dict[str, Published]:
@@ -32,18 +32,18 @@ def read_published(path: Path = PUBLISHED) -> dict[str, Published]:
 
 def ours(runs: pd.DataFrame, teacher: str, student: str, what: str) -> pd.Series | None:
     """Our test top-1 in %, one value a seed, of what was published under that name; None if it was not run."""
-    plain, taught = runs[runs.teacher.isna()], runs[runs.teacher.notna()]
-    if what in ("teacher", "alone"):
-        cell = plain[plain.student == (teacher if what == "teacher" else student)]
+    baselines, taught = runs[runs.teacher.isna()], runs[runs.teacher.notna()]
+    if what in ("teacher", "baseline"):
+        cell = baselines[baselines.student == (teacher if what == "teacher" else student)]
     else:
         cell = taught[(taught.teacher == teacher) & (taught.student == student) & (taught.method == what)]
     return 100 * cell.set_index("seed").test_top1 if len(cell) else None
 
 
 def _key(pair: str, what: str) -> tuple[str, str]:
-    """A network alone counts once, in however many pairs it is."""
+    """A baseline counts once, in however many pairs it is."""
     teacher, student = pair.split()
-    return ("alone", teacher) if what == "teacher" else ("alone", student) if what == "alone" else (what, pair)
+    return ("baseline", teacher) if what == "teacher" else ("baseline", student) if what == "baseline" else (what, pair)
 
 
 def comparison(published: Published, runs: pd.DataFrame) -> pd.DataFrame:
@@ -57,7 +57,7 @@ def comparison(published: Published, runs: pd.DataFrame) -> pd.DataFrame:
             if found is None or key in seen:
                 continue
             seen.add(key)
-            name = {"teacher": teacher, "alone": student}.get(what)
+            name = {"teacher": teacher, "baseline": student}.get(what)
             rows.append({
                 "what": name or f"{what}: {teacher} to {student}",
                 "label": tex(short(name)) if name else f"{tex(what)}: {tex(short(teacher))} $\\to$ {tex(short(student))}",
@@ -93,7 +93,7 @@ def run_table(names: list[str], done: list[str]) -> pd.DataFrame:
 
 def _made(study: str) -> dict[str, str]:
     """The newest run's commit (the code's hash where it was made outside a repository), processors, and hours of run time."""
-    _, records, runs = load(study, "published")
+    _, records, runs = load(study, "released")
     newest = max(records, key=lambda r: r.time["started"])
     commit, processors = newest.code["commit"], sorted({_short(r.hardware["processor"]) for r in records})
     return {
@@ -111,7 +111,7 @@ def data_table(done: list[str]) -> pd.DataFrame:
     """One row a data set of the studies that were run: classes, pixels, images of each part, where it was found, fingerprint."""
     rows = {}
     for name in done:
-        data = load(name, "published")[1][0].data
+        data = load(name, "released")[1][0].data
         parts = " / ".join(f"{data['counts'][part]:,d}" for part in ("train", "valid", "test"))
         rows[data["fingerprint"]] = {
             "data set": tex(data["name"]), "classes": len(data["classes"]), "pixels": data["image_size"],

@@ -13,7 +13,7 @@ from kdfast.distill.teacher_outputs import FIELDS
 
 PAGE = ROOT / "docs" / "methods.md"
 COSTS = ROOT / "benchmarks" / "results" / "method_cost.json"
-TAPS = {
+WORDS = {
     "logits": "logits", "stages": "maps of the stages", "pre_relu": "maps of the stages before their ReLU", "last": "last map",
     "pooled": "pooled features", "cam": "class activation maps",
 }  # fmt: skip
@@ -31,8 +31,8 @@ epochs.
 
 `B` batch, `C` classes, `z` logits, `p = softmax(z/T)`, `s`/`t` student/teacher, `y` target class, `f` features.
 
-A method that taps logits and pooled features alone can be taught from stored answers (`knowledge: float16`), which costs
-next to nothing; the others need a live teacher. The last column is a step with a live teacher over a step without one:
+A method of logits and pooled features alone can be taught from cached teacher outputs (`teacher_outputs: float16`), which
+costs next to nothing; the others need a live teacher. The last column is a step with a live teacher over a step without one:
 {costs}.
 
 Stages are found by resolution in convolutional nets, the last output at each, and by depth in transformers; they are
@@ -44,13 +44,13 @@ def page() -> str:
     """The whole page: an overview and a section a method."""
     classes = [_REGISTRY[name] for name in _REGISTRY if _REGISTRY[name].__module__.startswith(methods.__name__)]
     measured = json.loads(COSTS.read_text())
-    costs = {row["method"]: row["/ plain"] for row in measured["rows"]}
-    rows = ["| name | class | taps | trains | weight | ce | stored | × step |", "|---|---|---|---|---|---|---|---|"]
+    costs = {row["method"]: row["/ baseline"] for row in measured["rows"]}
+    rows = ["| name | class | features | trains | weight | ce | stored | × step |", "|---|---|---|---|---|---|---|---|"]
     for cls in classes:
         weight, ce = _weights(cls)
-        taps = ", ".join(TAPS[tap] for tap in cls.taps) + (", targets" if cls().targets else "")
-        stored = "yes" if set(cls.taps) <= FIELDS else "–"
-        cells = [f"`{cls.name}`", f"`{_class(cls)}`", taps, cls.trains or "–", weight, ce, stored, f"{costs[cls.name]:.2f}"]
+        features = ", ".join(WORDS[feature] for feature in cls.features) + (", targets" if cls().targets else "")
+        stored = "yes" if set(cls.features) <= FIELDS else "–"
+        cells = [f"`{cls.name}`", f"`{_class(cls)}`", features, cls.trains or "–", weight, ce, stored, f"{costs[cls.name]:.2f}"]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join([HEAD.replace("{costs}", _costs(measured)), *rows, *map(_section, classes)]) + "\n"
 
@@ -72,7 +72,7 @@ def _section(cls: type[Method]) -> str:
     formula = re.sub(r"\s+", " ", formula).removesuffix(".")
     return (
         f"\n## `{cls.name}`: {_class(cls)}\n\n{own}\n\n- loss `kdfast.distill.losses.{cls.formula}`: `{formula}`\n"
-        f"- taps: {', '.join(TAPS[tap] for tap in cls.taps)}{', targets' if cls().targets else ''}\n{trained}"
+        f"- features: {', '.join(WORDS[feature] for feature in cls.features)}{', targets' if cls().targets else ''}\n{trained}"
         f"- defaults: `{arguments}`\n- {notes}"
     )
 

@@ -53,7 +53,7 @@ def schedule(run: Run, lr: str) -> str:
         "onecycle": f"The learning rate goes through one cycle \\citep{{smith2018}} with a maximum of {lr}, which ends, at a "
         "negligible rate, a fifth of the epochs before the end.",
         "step": f"The learning rate is {lr}{warmup}, times {run.gamma:g} after epochs {', '.join(map(str, run.milestones))}.",
-        "cosine": f"The learning rate falls from {lr} by a cosine{warmup} that ends at epoch {run.period or run.epochs}.",
+        "cosine": f"The learning rate falls from {lr} by a cosine{warmup} that ends at epoch {run.t_max or run.epochs}.",
         "constant": f"The learning rate is {lr} throughout{warmup}.",
     }[run.schedule]
 
@@ -86,14 +86,14 @@ def precision(run: Run) -> str:
 
 NAMES = {
     "epochs": "epochs", "batch_size": "batch size", "lr": "highest learning rate", "schedule": "schedule",
-    "milestones": "milestones", "gamma": "gamma", "period": "period", "warmup": "warm-up (epochs)",
+    "milestones": "milestones", "gamma": "gamma", "t_max": "t_max", "warmup": "warm-up (epochs)",
     "optimizer": "optimizer", "momentum": "momentum", "nesterov": "Nesterov", "weight_decay": "weight decay",
     "decay": "form of decay", "decay_norms": "decay of norms and biases", "label_smoothing": "label smoothing",
     "mixup": "MixUp", "cutmix": "CutMix", "ema": "average of weights", "augment": "augmentation",
     "views": "views (0: one an epoch)", "image_size": "pixels", "weights": "initial weights", "head": "classifier",
     "precision": "precision", "channels_last": "channels last", "compile": "compiled",
-    "valid_part": "held out for validation", "folds": "folds", "method": "methods", "method_args": "their arguments",
-    "knowledge": "teacher's answers",
+    "valid_pct": "held out for validation", "folds": "folds", "method": "methods", "method_args": "their arguments",
+    "teacher_outputs": "teacher's outputs",
 }  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def values(runs: list[Run], key: str) -> str:
     """The distinct values of a parameter in words."""
     if key == "momentum" and runs[0].schedule == "onecycle":
         return "0.95 to 0.85 to 0.95, with the cycle"
-    if key in ("method", "method_args", "knowledge"):
+    if key in ("method", "method_args", "teacher_outputs"):
         runs = [run for run in runs if run.teacher]
     found = {_arguments(run) if key == "method_args" else _plain(getattr(run, key)) for run in runs}
     return ", ".join(_word(key, value) for value in sorted(found)) or "none"

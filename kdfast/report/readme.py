@@ -1,4 +1,4 @@
-"""`python -m kdfast.report.readme`: the README's results, figures and measurements, from published records and benchmarks.
+"""`python -m kdfast.report.readme`: the README's results, figures and measurements, from released records and benchmarks.
 
 A test holds the README against them.
 """
@@ -8,8 +8,8 @@ from pathlib import Path
 from kdfast.report import benchmarks, claims, costs, figures, latex, literature
 from kdfast.stats import paired
 from kdfast.stats.comparison import compare
-from kdfast.study.plan import BENCHMARKS, STUDIES, questions, study_named, unpublished
-from kdfast.study.plan import published as with_records
+from kdfast.study.plan import BENCHMARKS, STUDIES, questions, study_named, unreleased
+from kdfast.study.plan import released as with_records
 
 MARKS = "<!-- {}: written by python -m kdfast.report.readme -->\n", "<!-- end of {} -->"
 
@@ -20,16 +20,16 @@ def plain_text(tex: str) -> str:
 
 
 def results() -> str:
-    """The findings of the published studies that compare, and of digits_methods, as Markdown."""
+    """The findings of the released studies that compare, and of digits_methods, as Markdown."""
     told = [_compared(name) for name in with_records() if "all_pairs" in questions(study_named(name))]
-    study, _, runs = latex.load("digits_methods", "published")
-    compared = compare(runs, latex.record_paths(study, "digits_methods", "published"))
+    study, _, runs = latex.load("digits_methods", "released")
+    compared = compare(runs, latex.record_paths(study, "digits_methods", "released"))
     return "\n".join([*told, f"**{study.title}.** {plain_text(claims.methods_sentence(compared))}", ""])
 
 
 def _compared(name: str) -> str:
-    study, records, runs = latex.load(name, "published")
-    c = compare(runs, latex.record_paths(study, name, "published"))
+    study, records, runs = latex.load(name, "released")
+    c = compare(runs, latex.record_paths(study, name, "released"))
     machine = records[0].hardware
     processors = " and ".join(sorted({r.hardware["processor"] for r in records}))
     made = (
@@ -44,7 +44,7 @@ def _compared(name: str) -> str:
         "- **Better teachers?** " + claims.better_teacher(c),
         "- **Students above teachers?** " + claims.beats_teacher(c),
         "- **Power.** " + claims.power(c),
-        "- **Cost.** " + costs.cost_sentence(c.distilled, c.plain),
+        "- **Cost.** " + costs.cost_sentence(c.distilled, c.baselines),
     ]
     return made.strip() + "\n\n" + plain_text("\n".join([*lines, ""]))
 
@@ -52,7 +52,7 @@ def _compared(name: str) -> str:
 def studies() -> str:
     """What was run of every study, by which commit, where and in what time, as Markdown."""
     names = sorted(path.stem for path in STUDIES.glob("*.yaml"))
-    table = literature.run_table(names, [name for name in with_records() if not unpublished(name)])
+    table = literature.run_table(names, [name for name in with_records() if not unreleased(name)])
     return table.astype(str).map(plain_text).to_markdown(index=False, disable_numparse=True) + "\n"
 
 
@@ -76,7 +76,7 @@ def main() -> None:
         text = before + block + rest.partition(MARKS[1].format(name))[2]
     readme.write_text(text)
     figures.use_paper_style()
-    _, _, runs = latex.load("digits", "published")
+    _, _, runs = latex.load("digits", "released")
     figure = figures.teacher_against_student(paired.gains(runs), runs[runs.teacher.isna()])
     figure.savefig("docs/digits.png", dpi=160, metadata={"Software": None})
     figure = figures.growth(benchmarks.load(BENCHMARKS)["amortise"])

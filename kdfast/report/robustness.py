@@ -17,21 +17,21 @@ Written by `make stress` (`python -m kdfast.report.robustness`) from `benchmarks
 
 ## Faults
 
-A small study (8 runs: teacher, student alone, and two methods, for two seeds) is disturbed by chance and called again until it is
+A small study (8 runs: teacher, baseline, and two methods, for two seeds) is disturbed by chance and called again until it is
 finished. Its records are then compared with those of an undisturbed study: everything but times, the hashes of the weights
 included, must be equal, and `make doctor` must find nothing damaged.
 
 {faults}
 
-{machine}. The suite injects a few of each (`tests/test_faults.py`); there also: out of memory, two `make reproduce` in one
-checkout, two checkouts that share stored answers and decoded images. Damaged records, checkpoints, stored answers and images are
-in `tests/test_doctor.py`, `test_checkpoint.py`, `test_store.py` and `test_bad_inputs.py`, with names that are commands and
-archives that would leave their folder; a killed Snakemake on a cluster is in `tests/test_cluster.py`.
+{machine}. The suite injects a few of each (`test_failures.py`); there also: out of memory, two `make reproduce` in one
+checkout, two checkouts that share cached teacher outputs and decoded images. Damaged records, checkpoints, cached teacher
+outputs and images are in `test_doctor.py`, `test_checkpoint.py`, `test_cache.py` and `test_bad_inputs.py`, with names that are
+commands and archives that would leave their folder; a killed Snakemake on a cluster is in `tests/study/test_slurm.py`.
 
 ## Many runs
 
 What a study takes beside its runs: planning it, Snakemake's dry run before and after, and the analysis of its records (made up:
-those of published runs under new names). Seconds and the highest memory of each process.
+those of released runs under new names). Seconds and the highest memory of each process.
 
 {scale}
 
@@ -54,7 +54,7 @@ def _growth(rows: list[dict[str, Any]]) -> str:
     times = "; ".join(f"{name}: {large[name]['seconds'] / small[name]['seconds']:.1f}" for name in TIMED)
     return (
         f"With {large['runs'] / small['runs']:.0f} times as many runs, times as long ({times}; "
-        f"a write to the store: {large['ms to write one'] / small['ms to write one']:.1f})."
+        f"a write to the cache: {large['ms to write one'] / small['ms to write one']:.1f})."
     )
 
 
@@ -93,7 +93,7 @@ def _scale(rows: list[dict[str, Any]]) -> str:
             **{name: both(row[name]) for name in TIMED},
             "files": f"{row['files']:,}",
             "records and predictions": f"{row['MB of records and predictions']:.0f} MB",
-            "entries of the store": f"{row['entries of the store']:,}",
+            "entries of the cache": f"{row['entries of the cache']:,}",
             "to write one": f"{row['ms to write one']:.1f} ms",
         }
         for row in rows

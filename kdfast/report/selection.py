@@ -1,4 +1,4 @@
-"""What choosing would have flattered, and what predictions are worth beyond accuracy: sentences and tables, TeX source."""
+"""Selection bias, calibration and fidelity: sentences and tables, TeX source."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,7 +8,7 @@ import pandas as pd
 
 from kdfast.core.predictions import read_predictions, reliability
 from kdfast.core.records import Record
-from kdfast.report.curves import ALONE
+from kdfast.report.curves import BASELINE
 from kdfast.report.figures import short
 from kdfast.report.latex import interval, signed, tex
 from kdfast.stats.paired import estimate
@@ -17,16 +17,16 @@ from kdfast.stats.paired import estimate
 def selection_table(runs: pd.DataFrame) -> pd.DataFrame:
     """One row a student and teacher: test accuracy (%) of the last epoch, of the best-validation epoch, of the best seed."""
     rows = []
-    for (student, teacher), cell in runs.assign(teacher=runs.teacher.fillna(ALONE)).groupby(["student", "teacher"]):
+    for (student, teacher), cell in runs.assign(teacher=runs.teacher.fillna(BASELINE)).groupby(["student", "teacher"]):
         last, best = 100 * cell.test_top1, 100 * cell.best_test_top1
         rows.append({
             "network": tex(short(student)),
-            "taught by": "--" if teacher == ALONE else tex(short(teacher)),
+            "taught by": "--" if teacher == BASELINE else tex(short(teacher)),
             "last epoch": f"{last.mean():.2f}",
             "best-validation epoch": f"{best.mean():.2f}",
             "difference": signed((best - last).mean()),
             "best seed": f"{last.max():.2f}",
-            "_order": (student, teacher != ALONE, teacher),
+            "_order": (student, teacher != BASELINE, teacher),
         })  # fmt: skip
     return pd.DataFrame(rows).sort_values("_order").drop(columns="_order")
 
@@ -35,7 +35,7 @@ def selection_sentence(runs: pd.DataFrame) -> str:
     """What reporting the best-validation epoch, or the best of the seeds, would have added to the accuracies."""
     shift = 100 * (runs.best_test_top1 - runs.test_top1)
     epochs = estimate(shift.groupby(runs.seed).mean().to_numpy())
-    cells = runs.assign(teacher=runs.teacher.fillna(ALONE)).groupby(["student", "teacher", "method", "method_args"])
+    cells = runs.assign(teacher=runs.teacher.fillna(BASELINE)).groupby(["student", "teacher", "method", "method_args"])
     seeds = 100 * (cells.test_top1.max() - cells.test_top1.mean())
     moved = (runs.best_test_top1 != runs.test_top1).mean()
     said = (
@@ -53,12 +53,12 @@ def evaluation_table(scored: pd.DataFrame) -> pd.DataFrame:
     rows = []
     columns = {"macro_f1": "macro F1", "worst_class": "worst class", "ece": "ECE", "agreement": "agreement",
                "right": "teacher right", "wrong": "teacher wrong"}  # fmt: skip
-    for (student, teacher), cell in scored.assign(teacher=scored.teacher.fillna(ALONE)).groupby(["student", "teacher"]):
+    for (student, teacher), cell in scored.assign(teacher=scored.teacher.fillna(BASELINE)).groupby(["student", "teacher"]):
         means = 100 * cell[["test_top1", *columns]].mean()
-        row = {"network": tex(short(student)), "taught by": "--" if teacher == ALONE else tex(short(teacher)),
+        row = {"network": tex(short(student)), "taught by": "--" if teacher == BASELINE else tex(short(teacher)),
                "top-1": f"{means.test_top1:.1f}"}  # fmt: skip
         row |= {name: "--" if np.isnan(means[key]) else f"{means[key]:.1f}" for key, name in columns.items()}
-        rows.append(row | {"_order": (student, teacher != ALONE, teacher)})
+        rows.append(row | {"_order": (student, teacher != BASELINE, teacher)})
     return pd.DataFrame(rows).sort_values("_order").drop(columns="_order")
 
 
@@ -67,8 +67,8 @@ def calibration_sentence(scored: pd.DataFrame) -> str:
     taught = scored[scored.teacher.notna()].copy()
     if taught.empty:
         return "This study distils nothing, so that there is no student to set beside its teacher."
-    alone = scored[scored.teacher.isna()].set_index(["student", "seed"]).ece
-    twins = alone.reindex(pd.MultiIndex.from_frame(taught[["student", "seed"]])).to_numpy()
+    baseline = scored[scored.teacher.isna()].set_index(["student", "seed"]).ece
+    twins = baseline.reindex(pd.MultiIndex.from_frame(taught[["student", "seed"]])).to_numpy()
     taught["shift"] = 100 * (taught.ece - twins)
     change = estimate(taught.groupby("seed")["shift"].mean().to_numpy())
     verdict = {"raises": "distillation worsens calibration", "lowers": "distillation improves calibration",
@@ -86,13 +86,13 @@ def calibration_sentence(scored: pd.DataFrame) -> str:
 
 
 def reliability_bins(records: Iterable[Record], paths: Iterable[str | Path]) -> pd.DataFrame:
-    """Bins of confidence of every student that has a teacher, and of the same networks alone, weighted means over seeds."""
+    """Bins of confidence of every student that has a teacher, and of its baseline, weighted means over seeds."""
     tables = []
     for record, path in zip(records, paths, strict=True):
-        teacher = record.teacher["model"] if record.teacher else ALONE
+        teacher = record.teacher["model"] if record.teacher else BASELINE
         tables.append(reliability(read_predictions(path)).assign(student=record.parameters["student"], teacher=teacher))
     bins = pd.concat(tables)
-    bins = bins[bins.student.isin(bins[bins.teacher != ALONE].student)].dropna()
+    bins = bins[bins.student.isin(bins[bins.teacher != BASELINE].student)].dropna()
     bins[["confidence", "accuracy"]] = bins[["confidence", "accuracy"]].mul(bins.share, axis=0)
     sums = bins.groupby(["student", "teacher", "bin"])[["confidence", "accuracy", "share"]].sum()
     sums[["confidence", "accuracy"]] = sums[["confidence", "accuracy"]].div(sums.share, axis=0)

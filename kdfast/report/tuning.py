@@ -7,10 +7,10 @@ from kdfast.report.latex import tex
 from kdfast.study.study_file import Study
 
 
-def sweep_table(study: Study, plain: pd.DataFrame) -> pd.DataFrame:
+def sweep_table(study: Study, baselines: pd.DataFrame) -> pd.DataFrame:
     """Mean validation NLL of every model at every value of the swept parameter, the lowest in bold."""
     (swept,) = study.sweep
-    table = plain.pivot_table(index="student", columns=swept, values="valid_nll")
+    table = baselines.pivot_table(index="student", columns=swept, values="valid_nll")
     rows = []
     for model, values in table.iterrows():
         cells = {f"{v:g}": f"{nll:.4f}" for v, nll in values.items()}
@@ -19,10 +19,10 @@ def sweep_table(study: Study, plain: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def best_swept(study: Study, plain: pd.DataFrame) -> dict[str, float]:
+def best_swept(study: Study, baselines: pd.DataFrame) -> dict[str, float]:
     """The value of the swept parameter with the lowest mean validation NLL, by model."""
     (swept,) = study.sweep
-    return plain.pivot_table(index="student", columns=swept, values="valid_nll").idxmin(axis=1).to_dict()
+    return baselines.pivot_table(index="student", columns=swept, values="valid_nll").idxmin(axis=1).to_dict()
 
 
 def method_means(distilled: pd.DataFrame) -> pd.DataFrame:

@@ -19,7 +19,7 @@ class Comparison:
     `holm` (p corrected within its family of pairs), `bh` (within all) and `recovered` (fraction of the gap to the teacher).
     """
 
-    plain: pd.DataFrame  # runs without a teacher
+    baselines: pd.DataFrame  # runs without a teacher
     distilled: pd.DataFrame  # `kdfast.stats.paired.gains`
     cells: pd.DataFrame
     images: dict[str, float]  # variance (points²) of families' average gains and their difference due to the draw of test images
@@ -39,9 +39,9 @@ class Comparison:
 def compare(runs: pd.DataFrame, paths: Iterable[str | Path] | None = None) -> Comparison:
     """Of a tidy table of runs; `paths`: their records', beside which lie the predictions that give the test images' variance."""
     distilled = gains(runs)
-    plain = runs[runs.teacher.isna()]
+    baselines = runs[runs.teacher.isna()]
     if distilled.empty:
-        return Comparison(plain, distilled, pd.DataFrame(columns=[*CELL, "pair"]), {})
+        return Comparison(baselines, distilled, pd.DataFrame(columns=[*CELL, "pair"]), {})
     hits = _hits(runs, paths) if paths is not None else None
     variances = None if hits is None else image_variances(distilled, hits)
     cells = cell_estimates(distilled, variances)
@@ -50,7 +50,7 @@ def compare(runs: pd.DataFrame, paths: Iterable[str | Path] | None = None) -> Co
     cells = cells.merge(pairs, on=keys).merge(gap_recovered(distilled)[[*keys, "recovered"]], on=keys)
     cells["holm"] = cells.groupby("pair").p.transform(lambda p: adjusted(p, "holm"))
     cells["bh"] = adjusted(cells.p, "fdr_bh")
-    return Comparison(plain, distilled, cells, {} if hits is None else _of_families(distilled, hits))
+    return Comparison(baselines, distilled, cells, {} if hits is None else _of_families(distilled, hits))
 
 
 def _hits(runs: pd.DataFrame, paths: Iterable[str | Path]) -> Callable[[str], np.ndarray]:
@@ -77,6 +77,6 @@ def _gains(distilled: pd.DataFrame, hits: Callable[[str], np.ndarray]) -> np.nda
     """(seeds, images): on each image the mean over the cells of what distillation changes."""
     rows = []
     for _, group in distilled.groupby("seed"):
-        changes = [hits(run.id).astype(float) - hits(run.alone_id) for run in group.itertuples()]
+        changes = [hits(run.id).astype(float) - hits(run.baseline_id) for run in group.itertuples()]
         rows.append(np.mean(changes, axis=0))
     return np.stack(rows)

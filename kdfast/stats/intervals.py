@@ -47,7 +47,7 @@ def image_variances(distilled: pd.DataFrame, correct: Callable[[str], np.ndarray
     for key, group in distilled.groupby(list(by)):
         alone, taught = (
             np.stack([np.mean([hits(run) for run in runs], axis=0) for _, runs in group.groupby("seed")[ids]])
-            for ids in ("alone_id", "id")
+            for ids in ("baseline_id", "id")
         )
         found[key] = image_variance(taught, alone)
     return pd.Series(found.values(), pd.MultiIndex.from_tuples(found, names=list(by)), name="image_variance")
@@ -105,7 +105,7 @@ def gap_recovered(distilled: pd.DataFrame, confidence: float = 0.95) -> pd.DataF
     `low`, `high`: Fieller's interval of a ratio (JRSS B 16, 1954) over seeds; infinite where the gap T − S may well be zero.
     """
     cells = [name for name in CELL if name in distilled]
-    gap = 100 * (distilled.teacher_top1 - distilled.alone_top1)
+    gap = 100 * (distilled.teacher_top1 - distilled.baseline_top1)
     by_seed = distilled.assign(gap=gap).groupby([*cells, "seed"])[["gain", "gap"]].mean()
     rows = [(*key, *_ratio(cell, confidence), len(cell)) for key, cell in by_seed.groupby(level=cells)]
     return pd.DataFrame(rows, columns=[*cells, "recovered", "low", "high", "n"])

@@ -65,20 +65,20 @@ def estimate(values: np.ndarray, confidence: float = 0.95, image_variance: float
 def gains(runs: pd.DataFrame) -> pd.DataFrame:
     """One row a distilled run: its accuracy, its undistilled twin's (same seed), the gain in points, and the twin's id.
 
-    The twin is trained alike; where a study trains distilled runs otherwise (`distilled:`), it is the only plain run of the
+    The twin is trained alike; where a study trains distilled runs otherwise (`distilled:`), it is the only baseline of the
     same student and seed, and the gain is that of distillation together with the difference.
     """
     trained = [key for key in ("student", "seed", "epochs", "batch_size", "lr", "weight_decay") if key in runs]
-    plain, distilled = runs[runs.teacher.isna()], runs[runs.teacher.notna()].copy()
-    only = plain.groupby(["student", "seed"]).filter(lambda twins: len(twins) == 1)
-    for column, name in (("test_top1", "alone_top1"), ("id", "alone_id")):
+    baselines, distilled = runs[runs.teacher.isna()], runs[runs.teacher.notna()].copy()
+    only = baselines.groupby(["student", "seed"]).filter(lambda twins: len(twins) == 1)
+    for column, name in (("test_top1", "baseline_top1"), ("id", "baseline_id")):
         if column in runs:
             alike, other = (
                 twins.set_index(keys)[column].reindex(pd.MultiIndex.from_frame(distilled[keys])).to_numpy()
-                for twins, keys in ((plain, trained), (only, ["student", "seed"]))
+                for twins, keys in ((baselines, trained), (only, ["student", "seed"]))
             )
             distilled[name] = np.where(pd.isna(alike), other, alike)
-    distilled["gain"] = 100 * (distilled.test_top1 - distilled.alone_top1)
+    distilled["gain"] = 100 * (distilled.test_top1 - distilled.baseline_top1)
     return distilled
 
 

@@ -13,7 +13,7 @@ from kdfast.core.errors import KdfastError
 from kdfast.core.predictions import correct, predictions_path, read_predictions
 from kdfast.core.records import RECORD, WEIGHTS, Record, read_record
 from kdfast.data.decoding import decoded_folder
-from kdfast.distill.cache import Store, store_folder
+from kdfast.distill.cache import Cache, cache_folder
 from kdfast.study.plan import RESULTS
 from kdfast.training.checkpoint import whole
 
@@ -28,14 +28,14 @@ class Finding:
 
 
 def findings(runs: Path = Path("runs"), results: Path = RESULTS) -> Iterator[Finding]:
-    """Everything that is damaged among runs, published records, checkpoints, decoded images and stored answers."""
+    """Everything that is damaged among runs, released records, checkpoints, decoded images and cached teacher outputs."""
     again = "remove its folder and train it again"
     records = sorted(runs.glob(f"*/*/{RECORD}"))
     for path in track(records, description=f"{len(records)} runs", transient=True):
         yield from _record(path, path.parent.name, again)
         yield from _weights(path, again)
     for path in sorted(results.glob("*/*.json")):
-        yield from _record(path, path.stem, "restore it from git, or publish the study again")
+        yield from _record(path, path.stem, "restore it from git, or release the study again")
     for path in sorted(runs.glob("*/*/checkpoint.pt")):
         if not whole(path):
             yield Finding(path, "a damaged checkpoint", "remove it: the run then begins anew")
@@ -45,8 +45,8 @@ def findings(runs: Path = Path("runs"), results: Path = RESULTS) -> Iterator[Fin
                 file.keys()
         except (OSError, SafetensorError):
             yield Finding(path, "a damaged copy of decoded images", "remove it: the images are decoded again")
-    for path, why in Store(store_folder(runs)).damaged():
-        yield Finding(path, f"stored answers that are not used: {why}", "remove it: they are computed again")
+    for path, why in Cache(cache_folder(runs)).damaged():
+        yield Finding(path, f"cached teacher outputs that are not used: {why}", "remove it: they are computed again")
     for path in sorted([*runs.rglob(".*.partial"), *results.rglob(".*.partial")]):
         yield Finding(path, "what a killed process had begun to write", "remove it")
 

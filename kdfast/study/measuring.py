@@ -21,7 +21,7 @@ from kdfast.study.plan import record_path, study_named
 from kdfast.study.study_file import Study
 
 EFFICIENCY = Path("benchmarks/results/efficiency")
-AS_IT_IS = {"knowledge": "live", "fallback": False, "precision": "float32", "weights": "", "compile": False}  # for export
+AS_IT_IS = {"teacher_outputs": "live", "fallback": False, "precision": "float32", "weights": "", "compile": False}  # for export
 BUSY = 15  # per cent of all processors, above which times would be of no use
 EXPORTED = Path("build/exported")  # the students' ONNX files and model cards
 
@@ -32,9 +32,9 @@ def result_path(name: str, image_size: int, classes: int) -> Path:
 
 
 def any_record(study: str) -> Record:
-    """One of the study's records, the user's own or published, for its image size and number of classes."""
-    for kind in ("runs", "published"):
-        for run in study_named(study).plain_runs():
+    """One of the study's records, the user's own or released, for its image size and number of classes."""
+    for kind in ("runs", "released"):
+        for run in study_named(study).baseline_runs():
             path = Path(record_path(run, study, kind))
             if path.is_file():
                 return read_record(path)
@@ -64,9 +64,9 @@ def measure_study(study: str, options: Iterable[str] = ()) -> None:
 
 
 def _to_export(plan: Study) -> list[Run]:
-    """Of the first seed: every student alone and taught by the first of its teachers."""
+    """Of the first seed: every student's baseline, and taught by the first of its teachers."""
     seed, found = plan.seeds[0], {}
-    for run in [*plan.plain_runs(), *plan.distilled_runs()]:
+    for run in [*plan.baseline_runs(), *plan.distilled_runs()]:
         if run.seed == seed and run.student in plan.students:
             found.setdefault((run.student, bool(run.teacher)), run)
     return list(found.values())
@@ -82,7 +82,7 @@ def _exported(run: Run) -> dict | None:
     from kdfast.deploy.export import export_student
     from kdfast.experiment.runner import Experiment
 
-    record, plain = read_record(folder / RECORD), run.model_dump() | {"teacher": "", "method": "plain", "method_args": {}}
+    record, plain = read_record(folder / RECORD), run.model_dump() | {"teacher": "", "method": "baseline", "method_args": {}}
     experiment = Experiment(plain | AS_IT_IS, "runs")
     experiment.load()
     learn = experiment.learner()

@@ -37,7 +37,7 @@ def study_named(name: str) -> Study:
 
 
 def record_path(run: Run, study: str, records: str) -> str:
-    """Where the record of a run lies: in its own folder (`runs`) or among the published (`published`)."""
+    """Where the record of a run lies: in its own folder (`runs`) or among the released (`released`)."""
     return f"runs/{run.folder_name}/{RECORD}" if records == "runs" else f"{RESULTS}/{study}/{run.id}.json"
 
 
@@ -46,7 +46,7 @@ class Plan:
     """Paths and parameters for the Snakefile, which holds the rules alone."""
 
     studies: dict[str, Study]
-    kind: str  # "runs": the user's own records; "published": those in experiments/results
+    kind: str  # "runs": the user's own records; "released": those in experiments/results
     runs: dict[str, Run]  # by folder name
     asked_by: dict[str, Study] = field(default_factory=dict)  # the study of each run, by folder name
 
@@ -101,16 +101,16 @@ class Plan:
 
     @property
     def numbers(self) -> list[str]:
-        """What the paper is made of: each study's questions, and the published tuning behind it."""
+        """What the paper is made of: each study's questions, and the released tuning behind it."""
         paths = []
         for name, study in self.studies.items():
             paths += [f"build/{self.kind}/{name}/{question}/numbers.tex" for question in questions(study)]
-            if study.tuned_by and study.tuned_by in published() and not unpublished(study.tuned_by):
-                paths.append(f"build/published/{study.tuned_by}/tuning/numbers.tex")
+            if study.tuned_by and study.tuned_by in released() and not unreleased(study.tuned_by):
+                paths.append(f"build/released/{study.tuned_by}/tuning/numbers.tex")
         if BENCHMARKS.is_dir():
             paths.append(f"build/{self.kind}/benchmarks/teacher_cost/numbers.tex")
-        if self.kind == "published":
-            paths.append("build/published/published/published/numbers.tex")
+        if self.kind == "released":
+            paths.append("build/released/literature/literature/numbers.tex")
         return list(dict.fromkeys(paths))
 
     @property
@@ -132,7 +132,7 @@ class Plan:
         return [*sorted(path for room in rooms for path in glob(room)), "kdfast/core/predictions.py", "kdfast/core/records.py"]
 
     @property
-    def published_records(self) -> list[str]:
+    def released_records(self) -> list[str]:
         """All of all studies."""
         return sorted(map(str, RESULTS.glob("[!.]*/*.json")))
 
@@ -148,27 +148,27 @@ class Plan:
 
 
 def plan(names: list[str], records: str) -> Plan:
-    """The jobs of some studies. With published records nothing is trained: a missing record is an error."""
+    """The jobs of some studies. With released records nothing is trained: a missing record is an error."""
     studies = {name: study_named(name) for name in names}
     runs = {run.folder_name: run for study in studies.values() for run in study.runs()}
     asked_by = {run.folder_name: study for study in studies.values() for run in study.runs()}
     made = Plan(studies, records, runs if records == "runs" else {}, asked_by)
-    for name in names if records == "published" else []:
-        missing = unpublished(name)
+    for name in names if records == "released" else []:
+        missing = unreleased(name)
         if missing:
             raise KdfastError(
-                f"study {name} has {len(missing)} of its {len(studies[name].runs())} records unpublished, {missing[0]} for "
-                f"one: run make reproduce STUDY={name}, then make publish STUDY={name}"
+                f"study {name} has {len(missing)} of its {len(studies[name].runs())} records unreleased, {missing[0]} for "
+                f"one: run make reproduce STUDY={name}, then make release STUDY={name}"
             )
     return made
 
 
-def unpublished(study: str) -> list[str]:
-    """Paths of the records that a study asks for and that are not published."""
-    paths = [record_path(run, study, "published") for run in study_named(study).runs()]
+def unreleased(study: str) -> list[str]:
+    """Paths of the records that a study asks for and that are not released."""
+    paths = [record_path(run, study, "released") for run in study_named(study).runs()]
     return [path for path in paths if not Path(path).is_file()]
 
 
-def published() -> list[str]:
-    """The studies with published records, in the order of their names."""
+def released() -> list[str]:
+    """The studies with released records, in the order of their names."""
     return sorted(p.name for p in RESULTS.glob("[!.]*") if any(p.glob("*.json")))

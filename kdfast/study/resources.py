@@ -45,7 +45,7 @@ def estimate_costs(studies: Iterable[Study]) -> None:
     done: set[str] = set()
     for study in studies:
         found["images"][study.dataset] = _count_images(study.dataset)
-        for run in study.plain_runs():
+        for run in study.baseline_runs():
             key = _key(run.student, run.image_size)
             if key not in done:
                 done.add(key)
@@ -85,7 +85,7 @@ class Estimates:
     def operations(self, run: Run) -> float:
         """Of a run, for each of its training images: a backward costs two forwards."""
         teacher = self._network(run.teacher.split(".")[0], run.image_size)["flops"] if run.teacher else 0
-        asked = run.epochs if run.knowledge == "live" else run.views or min(run.epochs, 10)
+        asked = run.epochs if run.teacher_outputs == "live" else run.views or min(run.epochs, 10)
         return run.epochs * 3 * self._network(run.student, run.image_size)["flops"] + asked * teacher
 
     def needs(self, run: Run, study: Study) -> Needs:

@@ -68,7 +68,7 @@ def snakemake(studies: list[str], records: str, extra: list[str], profile: str =
     `profile`: the name of a folder in experiments/profiles, or the path of one, that says where the runs go.
     """
     if not studies:
-        raise KdfastError(f"no study has published records in {RESULTS}: make reproduce, then make publish")
+        raise KdfastError(f"no study has released records in {RESULTS}: make reproduce, then make release")
     folder = profile_folder(profile) if profile else None
     where = ["--profile", str(folder)] if folder else ["--cores", "all"]
     if records == "runs":
@@ -113,13 +113,13 @@ def profile_folder(profile: str) -> Path:
 
 
 def states(study: str) -> dict[Run, str]:
-    """Each run of a study: done, other code (done by other sources or another notebook), failed or missing."""
+    """Each run of a study: done, stale (done by other sources or another notebook), failed or missing."""
     return {run: _state(Path("runs") / run.folder_name, run) for run in study_named(study).runs()}
 
 
 def _state(folder: Path, run: Run) -> str:
     if (folder / RECORD).is_file():
-        return "done" if read_record(folder / RECORD).code["hash"] == code_of(run) else "other code"
+        return "done" if read_record(folder / RECORD).code["hash"] == code_of(run) else "stale"
     return "failed" if failure(folder / "experiment.ipynb") else "missing"
 
 
@@ -129,7 +129,7 @@ def show_status(study: str) -> None:
     console, table = Console(), Table(title=f"study {study}: {len(found)} runs", title_justify="left")
     table.add_column("state")
     table.add_column("runs", justify="right")
-    for state in ("done", "other code", "failed", "missing"):
+    for state in ("done", "stale", "failed", "missing"):
         table.add_row(state, str(sum(s == state for s in found.values())))
     console.print(table)
     for run, state in found.items():
@@ -138,20 +138,20 @@ def show_status(study: str) -> None:
             console.print(f"failed      {run.id}: {why}", highlight=False, soft_wrap=True)
         elif state != "done":
             console.print(f"{state:11s} {run.id}", highlight=False, soft_wrap=True)
-    if "other code" in found.values():
-        console.print(f"make reproduce STUDY={study} RERUN=1 retrains the runs made by other code")
+    if "stale" in found.values():
+        console.print(f"make reproduce STUDY={study} RERUN=1 retrains the runs made by stale")
 
 
-def show_knowledge(clear: bool = False) -> None:
-    """Print what is stored of teachers' answers, what was used longest ago first; or remove it."""
-    from kdfast.distill.cache import Store, store_folder
+def show_cache(clear: bool = False) -> None:
+    """Print the cached teacher outputs, what was used longest ago first; or remove it."""
+    from kdfast.distill.cache import Cache, cache_folder
 
-    store = Store(store_folder("runs"))
+    cache = Cache(cache_folder("runs"))
     if clear:
-        print(f"{store.clear()} entries removed from {store.folder}")
+        print(f"{cache.clear()} entries removed from {cache.folder}")
         return
-    found = store.report()
-    table = Table(title=f"{store.folder}: {found.MB.sum():.1f} MB of at most {store.limit / 1e6:,.0f}", title_justify="left")
+    found = cache.report()
+    table = Table(title=f"{cache.folder}: {found.MB.sum():.1f} MB of at most {cache.limit / 1e6:,.0f}", title_justify="left")
     for column, justify in {"teacher, data, part": "left", "views": "right", "MB": "right", "last used": "left"}.items():
         table.add_column(column, justify=justify)
     for row in found.itertuples():
@@ -160,17 +160,17 @@ def show_knowledge(clear: bool = False) -> None:
 
 
 def forget_outdated(study: str) -> int:
-    """Remove the records made by other code, so that their runs are trained again; returns how many."""
-    outdated = [run for run, state in states(study).items() if state == "other code"]
+    """Remove the records made by stale, so that their runs are trained again; returns how many."""
+    outdated = [run for run, state in states(study).items() if state == "stale"]
     for run in outdated:
         (Path("runs") / run.folder_name / RECORD).unlink()
     return len(outdated)
 
 
-def publish(study: str) -> int:
+def release(study: str) -> int:
     """Copy the study's records and predictions to experiments/results/<study>/; returns how many came from the user's runs.
 
-    What the user has not run stays as it was published, so that seeds can be added one by one.
+    What the user has not run stays as it was released, so that seeds can be added one by one.
     """
     sources = {run.id: _source(run, study) for run in study_named(study).runs()}
     for record, _ in sources.values():
@@ -187,7 +187,7 @@ def publish(study: str) -> int:
 
 
 def _source(run: Run, study: str) -> tuple[Path, Path]:
-    """Record and predictions of a run: the user's, or those already published."""
+    """Record and predictions of a run: the user's, or those already released."""
     own, old = Path("runs") / run.folder_name, RESULTS / study / f"{run.id}.json"
     if not (own / RECORD).is_file() and old.is_file():
         return old, old.with_suffix(".npz")

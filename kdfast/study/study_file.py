@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from kdfast.core.config import Knowledge, Run, Strict, Training, complaint, validated
+from kdfast.core.config import OutputsFrom, Run, Strict, Training, complaint, validated
 from kdfast.core.errors import KdfastError, unknown
 
 Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
@@ -37,17 +37,17 @@ class Resources(Strict):
 
 
 class Study(Strict):
-    """A study file. Teachers and students are trained alone, then every pair by every method, each with every seed."""
+    """A study file. Teachers and students are trained on labels, then every pair by every method, each with every seed."""
 
     title: str
     note: str = ""  # what a reader of its results must know, in sentences; printed in the paper
     dataset: str = "digits"
     image_size: int = Field(0, ge=0)
-    valid_part: float = -1  # -1: the data set's usual; see Run
+    valid_pct: float = -1  # -1: the data set's usual; see Run
     folds: int = Field(0, ge=0)  # the run with seed s holds out fold s modulo folds
     augment: str = ""
     views: int = Field(0, ge=0)
-    knowledge: Knowledge = "float16"  # what runs with a teacher have; see Run
+    teacher_outputs: OutputsFrom = "float16"  # what runs with a teacher have; see Run
     fallback: bool = True
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     training: Training = Training()
@@ -59,24 +59,24 @@ class Study(Strict):
     students: list[str] = Field(min_length=1)
     pairs: list[Pair] | None = None  # (teacher, student); default: all
     methods: list[MethodSpec] = []
-    sweep: dict[str, list[float]] = {}  # training parameters to try on the plain runs (tuning)
+    sweep: dict[str, list[float]] = {}  # training parameters to try on the baselines (tuning)
     tuned_by: str | None = None  # the study whose validation results chose this one's hyper-parameters
 
     def training_of(self, model: str) -> dict[str, Any]:
         return self.training.model_dump() | self.models.get(model, {})
 
     def _run(self, **parameters) -> Run:
-        shared = ("dataset", "image_size", "valid_part", "folds", "augment", "views")
+        shared = ("dataset", "image_size", "valid_pct", "folds", "augment", "views")
         fold = parameters["seed"] % self.folds if self.folds else 0
         return Run(**{key: getattr(self, key) for key in shared}, fold=fold, **parameters)
 
-    def plain_run(self, model: str, seed: int) -> Run:
-        """The run of a model trained alone: a teacher's run, or a student's reference."""
+    def baseline_run(self, model: str, seed: int) -> Run:
+        """The run of a model trained without a teacher: a teacher's own run, or a student's baseline."""
         return self._run(student=model, seed=seed, **self.training_of(model))
 
-    def plain_runs(self) -> list[Run]:
+    def baseline_runs(self) -> list[Run]:
         models = dict.fromkeys([*self.teachers, *self.students])
-        return [self.plain_run(model, seed) for seed in self.seeds for model in models]
+        return [self.baseline_run(model, seed) for seed in self.seeds for model in models]
 
     def distilled_runs(self) -> list[Run]:
         """The teacher of seed s teaches the students of seed s."""
@@ -84,10 +84,10 @@ class Study(Strict):
         return [
             self._run(
                 student=student,
-                teacher=self.plain_run(teacher, seed).id,
+                teacher=self.baseline_run(teacher, seed).id,
                 method=method.name,
                 method_args=args,
-                knowledge=self.knowledge,
+                teacher_outputs=self.teacher_outputs,
                 fallback=self.fallback,
                 seed=seed,
                 **self.training_of(student) | self.distilled,
@@ -99,12 +99,12 @@ class Study(Strict):
 
     def swept_runs(self) -> list[Run]:
         combinations = [dict(zip(self.sweep, v, strict=True)) for v in itertools.product(*self.sweep.values())]
-        swept = [run.model_copy(update=c) for run in self.plain_runs() for c in combinations]
+        swept = [run.model_copy(update=c) for run in self.baseline_runs() for c in combinations]
         return [Run(**run.model_dump()) for run in swept]  # model_copy does not validate
 
     def runs(self) -> list[Run]:
         """Every run, teachers before their students, each once."""
-        return list(dict.fromkeys([*self.plain_runs(), *self.swept_runs(), *self.distilled_runs()]))
+        return list(dict.fromkeys([*self.baseline_runs(), *self.swept_runs(), *self.distilled_runs()]))
 
     def check_names(self) -> None:
         """Every model and method is known and every method accepts its arguments. Imports torch: a few seconds."""
@@ -138,7 +138,7 @@ def load_study(path: Path) -> Study:
     if any(value <= 0 for values in study.sweep.values() for value in values):
         raise KdfastError(f"{path}: sweep: values must be above 0")
     try:
-        study.plain_run(study.students[0], study.seeds[0])
+        study.baseline_run(study.students[0], study.seeds[0])
     except ValidationError as error:
         raise complaint(error, Run, str(path)) from None
     for where, changes in {**{f"models.{model}": c for model, c in study.models.items()}, "distilled": study.distilled}.items():

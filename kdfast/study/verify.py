@@ -1,7 +1,7 @@
-"""`make verify STUDY=…`: rerun a random cell of a published study and compare it with what was published.
+"""`make verify STUDY=…`: rerun a random cell of a released study and compare it with what was released.
 
 On the same type of processor, thread count and versions the weights must be equal. Elsewhere rounding differs, and with it the
-whole training; then the question is whether the new result is one more draw from where the published seeds came from: whether
+whole training; then the question is whether the new result is one more draw from where the released seeds came from: whether
 it lies inside their 95 % prediction interval.
 """
 
@@ -21,7 +21,7 @@ from kdfast.core.errors import KdfastError, unknown
 from kdfast.core.provenance import RUNS, hardware, versions
 from kdfast.core.records import WEIGHTS, Record, read_record
 from kdfast.experiment.runner import Experiment
-from kdfast.study.plan import RESULTS, published
+from kdfast.study.plan import RESULTS, released
 
 FOLDER = Path("build/verify")  # where the runs are made again
 
@@ -61,30 +61,30 @@ def same_machine(record: Record) -> bool:
 
 
 def compare(new: Record, old: Record, cell: list[Record]) -> Verdict:
-    """The rerun beside the published run, and beside all seeds of its cell."""
+    """The rerun beside the released run, and beside all seeds of its cell."""
     ours, theirs = (100 * r.last["test"]["top1"] for r in (new, old))
     if new.model["weights_sha256"] == old.model["weights_sha256"]:
         return Verdict(True, f"equal: the same weights, bit for bit, and test accuracy {ours:.2f} %")
     if same_machine(old):
         return Verdict(
-            False, f"NOT equal: {ours:.2f} % where {theirs:.2f} % is published, on the same processor, versions and code"
+            False, f"NOT equal: {ours:.2f} % where {theirs:.2f} % is released, on the same processor, versions and code"
         )
     low, high = prediction_interval(np.array([100 * r.last["test"]["top1"] for r in cell]))
     if not np.isfinite(low):
-        return Verdict(True, f"test accuracy {ours:.2f} %, published {theirs:.2f} %: one published seed gives no interval")
+        return Verdict(True, f"test accuracy {ours:.2f} %, released {theirs:.2f} %: one released seed gives no interval")
     inside = low <= ours <= high
     what = "inside" if inside else "OUTSIDE"
     return Verdict(
         inside,
-        f"another processor, version or code, so not bit for bit: test accuracy {ours:.2f} %, published {theirs:.2f} %, {what} "
-        f"the 95 % prediction interval of the {len(cell)} published seeds, {low:.2f} to {high:.2f} %",
+        f"another processor, version or code, so not bit for bit: test accuracy {ours:.2f} %, released {theirs:.2f} %, {what} "
+        f"the 95 % prediction interval of the {len(cell)} released seeds, {low:.2f} to {high:.2f} %",
     )
 
 
 def choose(study: str, run: str = "", seed: int | None = None) -> tuple[Record, list[Record]]:
-    """A published run of the study, at random unless named, and all of them."""
-    if study not in published():
-        raise unknown("published study", study, published(), str(RESULTS))
+    """A released run of the study, at random unless named, and all of them."""
+    if study not in released():
+        raise unknown("released study", study, released(), str(RESULTS))
     records = [read_record(path) for path in sorted((RESULTS / study).glob("*.json"))]
     if run:
         found = [record for record in records if record.id == run]
@@ -99,7 +99,7 @@ def verify(study: str, run: str = "", seed: int | None = None) -> Verdict:
     record, records = choose(study, run, seed)
     teacher = next((r for r in records if record.teacher and r.id == record.teacher["run"]), None)
     if record.teacher and teacher is None:
-        raise KdfastError(f"the teacher of {record.id} is not published with study {study}: verify a run without a teacher")
+        raise KdfastError(f"the teacher of {record.id} is not released with study {study}: verify a run without a teacher")
     shutil.rmtree(FOLDER, ignore_errors=True)
     needed = [teacher, record] if teacher and not _take_over(teacher) else [record]
     seconds = sum(r.time["total"] for r in needed)
@@ -110,7 +110,7 @@ def verify(study: str, run: str = "", seed: int | None = None) -> Verdict:
 
 
 def _take_over(teacher: Record) -> bool:
-    """Use the teacher that lies in this checkout's runs, if it is the published one to the bit."""
+    """Use the teacher that lies in this checkout's runs, if it is the released one to the bit."""
     place = Path(dataset_slug(teacher.parameters["dataset"])) / teacher.id
     try:
         weights = (RUNS / place / WEIGHTS).read_bytes()
@@ -130,7 +130,7 @@ def _rerun(record: Record) -> Record:
     experiment.load()
     if experiment.data.fingerprint != record.data["fingerprint"]:
         raise KdfastError(
-            f"the data set {record.data['name']} here is not the published one (fingerprint {experiment.data.fingerprint}, not "
+            f"the data set {record.data['name']} here is not the released one (fingerprint {experiment.data.fingerprint}, not "
             f"{record.data['fingerprint']}): its runs cannot be verified"
         )
     experiment.learner()

@@ -26,7 +26,7 @@ from kdfast.data.loaders import ImageData, dataloaders
 from kdfast.distill.callback import Distill
 from kdfast.distill.method import create_method
 from kdfast.distill.teacher import Teacher
-from kdfast.distill.teacher_outputs import Stored
+from kdfast.distill.teacher_outputs import Cached
 from kdfast.models.registry import create_model
 from kdfast.training.checkpoint import from_epoch
 from kdfast.training.optim import decay_of_groups, groups, optimizer, recipe_callbacks, schedule
@@ -85,10 +85,10 @@ class Views(Callback):
             self.dl.augment.view = self.dl.augment.of_epoch(self.epoch)
 
 
-def create_learner(run: Run, data: ImageData, teacher: Teacher | None = None, store: str | Path = "knowledge") -> Learner:
+def create_learner(run: Run, data: ImageData, teacher: Teacher | None = None, cache: str | Path = "cache") -> Learner:
     """A fastai Learner that is ready to `fit(learn, run)`; with a teacher it carries the Distill callback.
 
-    `store` is the folder of stored knowledge, for a run that asks for such. Everything random is seeded here: the same
+    `cache` is the folder of cached teacher outputs, for a run that asks for such. Everything random is seeded here: the same
     run gives the same weights on one type of processor and thread count.
     """
     set_seed(run.seed)
@@ -98,10 +98,10 @@ def create_learner(run: Run, data: ImageData, teacher: Teacher | None = None, st
     cbs = [StopOnNaN(run.id), KeepBest(), Views(), *recipe_callbacks(run), *_speed(run, dls.device)]
     if teacher is not None:
         method = create_method(run.method, run.method_args)
-        if run.compile and any(set(part.taps) - {"logits"} for part in method.parts):
+        if run.compile and any(set(part.features) - {"logits"} for part in method.parts):
             raise KdfastError(f"method {run.method} compares features, which a compiled network hides: set compile to false")
-        stored = None if run.knowledge == "live" else Stored(store, run.knowledge, run.fallback)
-        cbs.append(Distill(teacher, method, stored=stored))
+        cached = None if run.teacher_outputs == "live" else Cached(cache, run.teacher_outputs, run.fallback)
+        cbs.append(Distill(teacher, method, cached=cached))
     if run.compile:
         model.compile()  # in place: the state dict keeps its names
     return Learner(
@@ -162,5 +162,8 @@ def plateau(valid_loss: list[float]) -> dict[str, float | bool]:
 
 
 def to_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict as contiguous CPU tensors, as safetensors wants them."""
-    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    """A copy of a state dict as contiguous CPU tensors, as safetensors wants them.
+
+    Always a copy: on a CPU `.cpu()` and mostly `.contiguous()` hand back the very tensors that the next `load_state_dict` fills.
+    """
+    return {name: torch.empty(value.shape, dtype=value.dtype).copy_(value.detach()) for name, value in state.items()}

@@ -64,7 +64,7 @@ def schedule(t: Training) -> ParamScheduler:
 
     `onecycle`: fastai's cycle (Smith, 2018, arXiv:1803.09820) over four fifths of training, a quarter of it up from lr/25 to
     `lr`, the rest down to lr/1e5, by cosines, with the momentum the other way round; then a fifth at that final rate, in which
-    BatchNorm's averages settle. `cosine`: from `lr` to 0 over `period` epochs (0: all of them), step by step. `step`: times
+    BatchNorm's averages settle. `cosine`: from `lr` to 0 over `t_max` epochs (0: all of them), step by step. `step`: times
     `gamma` after each of the epochs `milestones`. The latter three warm up over `warmup` epochs, linearly from lr/25.
     """
     if t.schedule == "onecycle":
@@ -82,7 +82,7 @@ def _factor(t: Training, epoch: float) -> float:
     if t.schedule == "step":  # the sum of an epoch's steps may end a rounding error short of it
         return t.gamma ** sum(epoch > milestone - 1e-6 for milestone in t.milestones)
     if t.schedule == "cosine":
-        return (1 + math.cos(math.pi * (epoch - t.warmup) / ((t.period or t.epochs) - t.warmup))) / 2
+        return (1 + math.cos(math.pi * (epoch - t.warmup) / ((t.t_max or t.epochs) - t.warmup))) / 2
     return 1.0
 
 
@@ -104,7 +104,7 @@ class SmoothLabels(Callback):
         self.learn.loss_func = self.plain
 
 
-class AverageWeights(Callback):
+class EMA(Callback):
     """An exponential moving average of weights and buffers; validation, the best and the last epoch see the average."""
 
     order = 50  # before KeepBest copies the weights
@@ -143,5 +143,5 @@ class AverageWeights(Callback):
 
 def recipe_callbacks(t: Training) -> list[Callback]:
     """The callbacks of what is not optimizer or schedule."""
-    chosen = {SmoothLabels: t.label_smoothing, MixUp: t.mixup, CutMix: t.cutmix, AverageWeights: t.ema}
+    chosen = {SmoothLabels: t.label_smoothing, MixUp: t.mixup, CutMix: t.cutmix, EMA: t.ema}
     return [callback(value) for callback, value in chosen.items() if value]

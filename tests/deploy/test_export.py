@@ -25,7 +25,7 @@ from kdfast.training.learner import set_seed
 
 @pytest.fixture(scope="module")
 def taught(runs):
-    """An experiment that is over, three epochs of digits, with adapters beside the student; and its record."""
+    """An experiment that is over, three epochs of digits, with projectors beside the student; and its record."""
     how = {"teacher": "mini_resnet_s", "method": "fitnet", "method_args": {"weight": 0.1}, "epochs": 3}
     experiment = Experiment({"student": "mini_resnet_xl", **how}, runs)
     return experiment, finish(experiment)
@@ -111,7 +111,7 @@ def test_accuracies_are_those_of_the_test_images(taught, exported):
 
 def test_the_file_holds_the_student_alone(taught, exported):
     experiment, _ = taught
-    assert count_parameters(experiment.learn.distill.adapters) > 0
+    assert count_parameters(experiment.learn.distill.projectors) > 0
     numbers = sum(int(np.prod(tensor.dims)) for tensor in onnx.load(exported.onnx).graph.initializer)
     assert numbers <= count_parameters(experiment.learn.model) + 6  # the normalisation's
     properties = {p.key: p.value for p in onnx.load(exported.int8).metadata_props}

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from kdfast.core.errors import KdfastError
-from kdfast.distill.cache import Store, store_folder
+from kdfast.distill.cache import Cache, cache_folder
 
 KEY = {"name": "teacher.data.train", "torch": "2.13.0", "threads": 1}
 TENSORS = {"logits": torch.arange(12.0).reshape(4, 3), "pooled": torch.ones(4, 2, dtype=torch.float16)}
@@ -21,7 +21,7 @@ TENSORS = {"logits": torch.arange(12.0).reshape(4, 3), "pooled": torch.ones(4, 2
 
 @pytest.fixture
 def store(tmp_path):
-    return Store(tmp_path / "store")
+    return Cache(tmp_path / "store")
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_a_foreign_safetensors_file_is_refused(store, file):
 
 
 def test_what_was_used_longest_ago_goes_first(tmp_path):
-    store = Store(tmp_path / "s", limit_gb=3.5e-3)  # three of four
+    store = Cache(tmp_path / "s", limit_gb=3.5e-3)  # three of four
     big = {"logits": torch.zeros(250_000)}  # 1 MB
     keys = [KEY | {"name": name} for name in "abcd"]
     for i, key in enumerate(keys[:2]):
@@ -117,9 +117,9 @@ def test_what_was_used_longest_ago_goes_first(tmp_path):
 
 
 def test_a_write_looks_at_all_entries_only_where_room_may_be_short(tmp_path, monkeypatch):
-    store, looked = Store(tmp_path / "s", limit_gb=4.5e-3), []
-    whole = Store.report
-    monkeypatch.setattr(Store, "report", lambda self: looked.append(1) or whole(self))
+    store, looked = Cache(tmp_path / "s", limit_gb=4.5e-3), []
+    whole = Cache.report
+    monkeypatch.setattr(Cache, "report", lambda self: looked.append(1) or whole(self))
     for i in range(12):
         store.write(KEY | {"name": f"n{i}"}, "view-0000", {"logits": torch.zeros(250_000)})  # 1 MB
         held = sum(path.stat().st_size for path in (tmp_path / "s").rglob("*.safetensors"))
@@ -131,24 +131,24 @@ def test_a_write_looks_at_all_entries_only_where_room_may_be_short(tmp_path, mon
 
 
 def test_more_than_the_limit_is_not_written(tmp_path):
-    store = Store(tmp_path / "s", limit_gb=1e-3)
+    store = Cache(tmp_path / "s", limit_gb=1e-3)
     with pytest.raises(OSError, match=r"more than its limit of 0\.001 GB"):
         store.write(KEY, "view-0000", {"logits": torch.zeros(1_000_000)})
     assert not store.has(KEY, "view-0000") and not list((tmp_path / "s").rglob("*.partial"))
 
 
 def test_the_limit_comes_from_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("KDFAST_STORE_GB", "1.5")
-    assert Store(tmp_path).limit == 1_500_000_000
-    monkeypatch.setenv("KDFAST_STORE_GB", "plenty")
-    with pytest.raises(KdfastError, match="KDFAST_STORE_GB must be a number of gigabytes, not 'plenty'"):
-        Store(tmp_path)
+    monkeypatch.setenv("KDFAST_CACHE_GB", "1.5")
+    assert Cache(tmp_path).limit == 1_500_000_000
+    monkeypatch.setenv("KDFAST_CACHE_GB", "plenty")
+    with pytest.raises(KdfastError, match="KDFAST_CACHE_GB must be a number of gigabytes, not 'plenty'"):
+        Cache(tmp_path)
 
 
 def test_several_checkouts_may_share_one(monkeypatch, tmp_path):
-    assert store_folder(tmp_path) == tmp_path / ".knowledge"
-    monkeypatch.setenv("KDFAST_STORE", str(tmp_path / "shared"))
-    assert store_folder(tmp_path) == tmp_path / "shared"
+    assert cache_folder(tmp_path) == tmp_path / ".teacher_outputs"
+    monkeypatch.setenv("KDFAST_CACHE", str(tmp_path / "shared"))
+    assert cache_folder(tmp_path) == tmp_path / "shared"
 
 
 def test_names_cannot_leave_the_folder(store):
@@ -157,7 +157,7 @@ def test_names_cannot_leave_the_folder(store):
 
 
 def hold(folder, key, ready):
-    with Store(folder).lock(key, "view-0000") as mine:
+    with Cache(folder).lock(key, "view-0000") as mine:
         assert mine
         ready.set()
         time.sleep(60)
@@ -199,7 +199,7 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_leaves_nothing_half_written(small_disk):
-    store = Store(small_disk / "s")
+    store = Cache(small_disk / "s")
     with pytest.raises(OSError, match="No space left"):
         store.write(KEY, "view-0000", {"logits": torch.rand(100_000)})
     assert not [path for path in small_disk.rglob("*") if path.is_file() and path.name != ".held"]
@@ -208,7 +208,7 @@ def test_a_full_disk_leaves_nothing_half_written(small_disk):
 
 
 def test_a_store_that_may_only_be_read_serves(small_disk):
-    store = Store(small_disk / "s")
+    store = Cache(small_disk / "s")
     store.write(KEY, "view-0000", TENSORS)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     assert torch.equal(store.read(KEY, "view-0000")["logits"], TENSORS["logits"])

@@ -47,7 +47,7 @@ from kdfast.all import (
     WSLD,
     Distill,
     FitNet,
-    Hard,
+    HardLabel,
     KdfastError,
     Method,
     Standardized,
@@ -60,7 +60,7 @@ from kdfast.all import (
 torch.set_num_threads(1)
 
 ALL = {
-    "kd": KD, "hard": Hard, "dkd": DKD, "dist": DIST, "nkd": NKD, "wsld": WSLD, "fitnet": FitNet, "at": AT, "nst": NST,
+    "kd": KD, "hard": HardLabel, "dkd": DKD, "dist": DIST, "nkd": NKD, "wsld": WSLD, "fitnet": FitNet, "at": AT, "nst": NST,
     "ofd": OFD, "cat": CAT, "sp": SP, "rkd": RKD, "pkt": PKT, "cc": CC, "kd_std": lambda **kw: Standardized(KD(2), **kw),
     "dkd_std": lambda **kw: Standardized(DKD(2), **kw),
 }  # fmt: skip
@@ -160,7 +160,7 @@ def test_valid_loss_and_metrics_are_those_of_the_undistilled_student(name):
 
 
 @pytest.mark.parametrize(
-    "method", [KD(alpha=0), Hard(weight=0, ce=1), DKD(weight=0), FitNet(weight=0), OFD(weight=0) + AT(weight=0)]
+    "method", [KD(alpha=0), HardLabel(weight=0, ce=1), DKD(weight=0), FitNet(weight=0), OFD(weight=0) + AT(weight=0)]
 )
 @pytest.mark.parametrize("dropout", [False, True])
 def test_no_weight_on_the_method_is_bit_identical_to_no_callback(method, dropout):
@@ -191,7 +191,7 @@ def test_no_weight_on_the_method_is_bit_identical_to_no_callback(method, dropout
 def test_two_runs_with_one_seed_are_bit_identical(name):
     one, two = (quiet(student(ALL[name]()), "fit", 2) for _ in range(2))
     assert equal(state(one.model), state(two.model))
-    assert equal(state(one.distill.adapters), state(two.distill.adapters))
+    assert equal(state(one.distill.projectors), state(two.distill.projectors))
     other = quiet(student(ALL[name](), seed=1), "fit", 2)
     assert not equal(state(one.model), state(other.model))
 
@@ -335,7 +335,7 @@ def test_no_hook_is_left_when_the_students_forward_fails(error):
     quiet(learn, "fit", 1)
 
 
-# Adapters
+# Projectors
 
 
 def vision_like_split(model):
@@ -362,15 +362,15 @@ def test_adapters_train_with_the_students_optimizer(name, way, opt):
 
         def after_loss(self):
             if self.training and not first:
-                first.update(state(self.learn.distill.adapters))
+                first.update(state(self.learn.distill.projectors))
 
     learn.add_cb(Remember())
     WAYS[way](learn)
-    last = state(learn.distill.adapters)
-    trained = [k for k, v in learn.distill.adapters.named_parameters()]
+    last = state(learn.distill.projectors)
+    trained = [k for k, v in learn.distill.projectors.named_parameters()]
     # a bias before a BatchNorm has no gradient but rounding's: the regressor's convolution has one
     assert trained and all(not torch.equal(first[k], last[k]) for k in trained)
-    ours = {id(p) for p in learn.distill.adapters.parameters()}
+    ours = {id(p) for p in learn.distill.projectors.parameters()}
     assert not ours & {id(p) for group in learn.opt.param_lists for p in group}
 
 
@@ -378,10 +378,10 @@ def test_adapters_follow_the_learning_rate_of_the_last_group_and_stand_still_at_
     learn = student(FitNet(), opt=SGD)
     learn.splitter = vision_like_split
     quiet(learn, "fit", 1, slice(1e-5, 1e-2))
-    assert learn.distill.companion.opt.hypers[0]["lr"] == 1e-2
-    weights = {k: v.clone() for k, v in learn.distill.adapters.named_parameters()}
+    assert learn.distill.projector_optimizer.opt.hypers[0]["lr"] == 1e-2
+    weights = {k: v.clone() for k, v in learn.distill.projectors.named_parameters()}
     quiet(learn, "fit", 1, 0.0)
-    assert all(torch.equal(weights[k], v) for k, v in learn.distill.adapters.named_parameters())
+    assert all(torch.equal(weights[k], v) for k, v in learn.distill.projectors.named_parameters())
 
 
 def test_an_optimizer_that_is_already_built_trains_adapters_too():
@@ -389,35 +389,35 @@ def test_an_optimizer_that_is_already_built_trains_adapters_too():
     opt = OptimWrapper(opt=torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9))
     learn = Learner(loaders(), model, CrossEntropyLossFlat(), opt, cbs=Distill(net("mini_resnet_m"), FitNet()))
     quiet(learn, "fit", 1)
-    before = state(learn.distill.adapters)
+    before = state(learn.distill.projectors)
     quiet(learn, "fit", 1)
-    assert not equal(before, state(learn.distill.adapters))
+    assert not equal(before, state(learn.distill.projectors))
 
 
 def test_lr_find_leaves_student_and_adapters_as_they_were(tmp_path):
     learn = student(FitNet() + CC())
     learn.path = tmp_path
     quiet(learn, "fit", 1)
-    before, adapters = state(learn.model), state(learn.distill.adapters)
+    before, projectors = state(learn.model), state(learn.distill.projectors)
     quiet(learn, "lr_find", num_it=8, show_plot=False)
-    assert equal(before, state(learn.model)) and equal(adapters, state(learn.distill.adapters))
+    assert equal(before, state(learn.model)) and equal(projectors, state(learn.distill.projectors))
     quiet(learn, "fit", 1)
-    assert not equal(adapters, state(learn.distill.adapters))
+    assert not equal(projectors, state(learn.distill.projectors))
 
 
 def test_adapters_and_their_optimizer_live_in_kdfasts_own_checkpoint(tmp_path):
     learn = student(FitNet() + CC())
     quiet(learn, "fit", 1)
-    path = learn.distill.save(tmp_path / "adapters.pth")
+    path = learn.distill.save(tmp_path / "projectors.pth")
     other = student(FitNet() + CC())
     other.distill.load(path)  # before anything is built
     quiet(other, "fit", 1, 0.0)
-    for k, v in learn.distill.adapters.named_parameters():
-        assert torch.equal(v, dict(other.distill.adapters.named_parameters())[k])
-    momentum = [s["grad_avg"] for s in learn.distill.companion.opt.state_dict()["state"] if "grad_avg" in s]
-    assert momentum and len(learn.distill.companion.opt.state) == len(list(learn.distill.adapters.parameters()))
+    for k, v in learn.distill.projectors.named_parameters():
+        assert torch.equal(v, dict(other.distill.projectors.named_parameters())[k])
+    momentum = [s["grad_avg"] for s in learn.distill.projector_optimizer.opt.state_dict()["state"] if "grad_avg" in s]
+    assert momentum and len(learn.distill.projector_optimizer.opt.state) == len(list(learn.distill.projectors.parameters()))
     with pytest.raises(KdfastError, match="do not fit"):
-        learn.distill.load_state_dict({"adapters": {"x": torch.ones(1)}, "optimizer": None})
+        learn.distill.load_state_dict({"projectors": {"x": torch.ones(1)}, "optimizer": None})
     (tmp_path / "no.pth").write_bytes(b"no")
     for wrong in ("no.pth", "none.pth"):
         with pytest.raises(KdfastError, match="no checkpoint"):
@@ -430,7 +430,7 @@ def test_adapters_and_their_optimizer_live_in_kdfasts_own_checkpoint(tmp_path):
 @pytest.mark.parametrize("opt", [Adam, partial(OptimWrapper, opt=torch.optim.AdamW)])
 def test_save_export_and_pickle_hold_the_student_only(tmp_path, folder, opt):
     sizes = {}
-    for name, method in (("alone", None), ("distilled", FitNet() + CC() + KD())):
+    for name, method in (("baseline", None), ("distilled", FitNet() + CC() + KD())):
         learn = student(method, opt=opt, dls=folder)
         learn.path = tmp_path / name
         learn.path.mkdir()
@@ -440,8 +440,8 @@ def test_save_export_and_pickle_hold_the_student_only(tmp_path, folder, opt):
         sizes[name] = saved.stat().st_size, (learn.path / "export.pkl").stat().st_size, len(pickle.dumps(learn.model))
         quiet(learn, "fit", 1)  # and training goes on
         learn.load("student")
-    assert sizes["distilled"][0] == sizes["alone"][0] and sizes["distilled"][2] == sizes["alone"][2]
-    assert abs(sizes["distilled"][1] - sizes["alone"][1]) < 1500
+    assert sizes["distilled"][0] == sizes["baseline"][0] and sizes["distilled"][2] == sizes["baseline"][2]
+    assert abs(sizes["distilled"][1] - sizes["baseline"][1]) < 1500
     assert b"kdfast.distill.callback" not in (tmp_path / "distilled" / "export.pkl").read_bytes()
     with learn.no_bar():
         loaded, x = load_learner(tmp_path / "distilled" / "export.pkl"), torch.randn(4, 3, 8, 8)
@@ -512,8 +512,8 @@ def test_adapters_accumulate_gradients_as_the_student_does():
     learn = student(FitNet(), cbs=[GradientAccumulation(48), GradientClip()])
     steps = []
     quiet(learn, "fit", 1)
-    step = learn.distill.companion.step
-    learn.distill.companion.step = lambda: (steps.append(1), step())
+    step = learn.distill.projector_optimizer.step
+    learn.distill.projector_optimizer.step = lambda: (steps.append(1), step())
     quiet(learn, "fit", 1)
     assert len(steps) == 2  # 96 images, a step every 48
 
@@ -569,10 +569,10 @@ def test_several_fits_early_stopping_and_save_model(tmp_path):
     cbs = [EarlyStoppingCallback(min_delta=100, patience=1), SaveModelCallback()]
     quiet(learn, "fit", 5, cbs=cbs)
     assert len(learn.recorder.values) == 2
-    adapters = state(learn.distill.adapters)
+    projectors = state(learn.distill.projectors)
     quiet(learn, "fit_one_cycle", 1)
     quiet(learn, "fit", 1, reset_opt=True)
-    assert not equal(adapters, state(learn.distill.adapters))
+    assert not equal(projectors, state(learn.distill.projectors))
     logged = [n.removeprefix("train_") for n in learn.recorder.metric_names if n.startswith("train_")]
     assert logged == ["loss", "ce", "fitnet", "kd"]
     assert [m.name for m in learn.metrics] == ["accuracy"]
@@ -614,14 +614,14 @@ def test_mixed_precision(name, precision):
     assert np.isfinite(column(learn, f"train_{name}")).all()
     assert all(torch.isfinite(p).all() for p in learn.model.parameters())
     if name in ADAPTED:
-        before = state(learn.distill.adapters)
+        before = state(learn.distill.projectors)
         quiet(learn, "fit", 1, 1e-3)
-        assert not equal(before, state(learn.distill.adapters))
-        assert all(torch.isfinite(p).all() for p in learn.distill.adapters.parameters())
+        assert not equal(before, state(learn.distill.projectors))
+        assert all(torch.isfinite(p).all() for p in learn.distill.projectors.parameters())
 
 
 def test_a_gradient_scaler_scales_the_adapters_step_too():
-    """to_fp16's path without CUDA: a scaler of 1024 that skips nothing must not change what adapters learn."""
+    """to_fp16's path without CUDA: a scaler of 1024 that skips nothing must not change what projectors learn."""
 
     class Scale(Callback):
         order = 10
@@ -639,7 +639,7 @@ def test_a_gradient_scaler_scales_the_adapters_step_too():
             self.learn.scaler.update()
 
     one, two = (quiet(student(FitNet(), cbs=cbs, opt=SGD), "fit", 1) for cbs in ([Scale()], []))
-    a, b = state(one.distill.adapters), state(two.distill.adapters)
+    a, b = state(one.distill.projectors), state(two.distill.projectors)
     assert all(torch.allclose(a[k].float(), b[k].float(), rtol=1e-4, atol=1e-6) for k in a)
 
 
@@ -686,7 +686,7 @@ def test_class_activation_maps_need_a_linear_end():
 
 def test_layers_may_be_named():
     learn = quiet(student(AT(), stages=["stem", "stages"], teacher_stages=["stages.0", "stages.1"]), "fit", 1)
-    assert learn.distill.taps.stages == ("stem", "stages")
+    assert learn.distill.features.stages == ("stem", "stages")
 
 
 def test_an_ensemble_is_the_mean_of_softened_probabilities():
@@ -701,7 +701,7 @@ def test_an_ensemble_is_the_mean_of_softened_probabilities():
 
 def test_a_method_sees_features_that_carry_gradients():
     class Far(Method):
-        taps = ("stages", "last", "pooled", "pre_relu", "cam")
+        features = ("stages", "last", "pooled", "pre_relu", "cam")
 
         def loss(self, s, t, target):
             assert all(f.requires_grad for f in [*s.stages, *s.pre_relu, s.last, s.pooled, s.cam])

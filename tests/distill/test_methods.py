@@ -17,7 +17,7 @@ from kdfast.all import (
     Distill,
     Experiment,
     FitNet,
-    Hard,
+    HardLabel,
     KdfastError,
     Outputs,
     Standardized,
@@ -112,9 +112,9 @@ def test_schedules():
 
 
 def test_methods_add_up():
-    total = DKD() + AT() + (Hard() + KD() + KD(T=1)) + KD(T=2)
+    total = DKD() + AT() + (HardLabel() + KD() + KD(T=1)) + KD(T=2)
     assert [part.name for part in total.parts] == ["dkd", "at", "hard", "kd", "kd_2", "kd_3"]
-    assert total.name == "dkd+at+hard+kd+kd_2+kd_3" and set(total.taps) == {"logits", "stages"}
+    assert total.name == "dkd+at+hard+kd+kd_2+kd_3" and set(total.features) == {"logits", "stages"}
     first = KD()
     _ = first + KD()
     assert first.name == "kd"
@@ -136,7 +136,7 @@ def test_ofd_doubles_the_weight_from_stage_to_stage():
     maps = [torch.randn(2, 4, 4, 4) for _ in range(3)]
     taught = Outputs(torch.zeros(2, 2), pre_relu=[torch.randn_like(m) for m in maps], margins=[-torch.ones(1, 4, 1, 1)] * 3)
     student, ofd = Outputs(torch.zeros(2, 2), pre_relu=maps), OFD()
-    ofd.adapters = torch.nn.ModuleList(torch.nn.Identity() for _ in maps)
+    ofd.projectors = torch.nn.ModuleList(torch.nn.Identity() for _ in maps)
     each = [losses.ofd(s, t, m) for s, t, m in zip(maps, taught.pre_relu, taught.margins, strict=True)]
     assert torch.allclose(ofd.loss(student, taught, None), each[0] / 4 + each[1] / 2 + each[2])
 
@@ -161,7 +161,7 @@ def test_fitnets_regressor_fits_any_pair_of_maps(side, kernel):
     assert regressor.layers[0].kernel_size == kernel
     assert regressor(s).shape == ((2, 6, 4, 4) if side != 3 else (2, 6, 3, 3)) and regressor(s).min() == 0
     fitnet = FitNet()
-    fitnet.adapters = regressor
+    fitnet.projectors = regressor
     assert torch.isfinite(fitnet.loss(Outputs(None, stages=[s]), Outputs(None, stages=[t]), None))
     assert connector(4, 6)(s).shape == (2, 6, side, side)
 
@@ -169,12 +169,12 @@ def test_fitnets_regressor_fits_any_pair_of_maps(side, kernel):
 def test_ccs_embeddings_learn_on_both_sides():
     s, t = (Outputs(None, pooled=torch.randn(5, d)) for d in (8, 12))
     cc = CC(dim=16)
-    cc.adapters = cc.build(s, t)
+    cc.projectors = cc.build(s, t)
     loss = cc.loss(s, t, None)
     loss.backward()
-    a, b = cc.adapters[0](s.pooled), cc.adapters[1](t.pooled)
+    a, b = cc.projectors[0](s.pooled), cc.projectors[1](t.pooled)
     assert torch.allclose(loss, losses.cc(a, b))
-    assert all(layer.weight.shape[0] == 16 and layer.weight.grad.abs().sum() > 0 for layer in cc.adapters)
+    assert all(layer.weight.shape[0] == 16 and layer.weight.grad.abs().sum() > 0 for layer in cc.projectors)
 
 
 # One's own
@@ -236,8 +236,8 @@ def test_a_plugin_is_read_again_when_it_changes_and_a_broken_one_is_named(plugin
     (plugins / "mine.py").write_text("import nothing_of_that_name")
     with pytest.raises(KdfastError, match=r"mine\.py does not load \(ModuleNotFoundError"):
         create_method("kd", {})
-    (plugins / "mine.py").write_text(PLUGIN.replace("Method):", "Method):\n    taps = ('logit',)"))
-    with pytest.raises(KdfastError, match="unknown tap 'logit' in method mine; the nearest known: logits"):
+    (plugins / "mine.py").write_text(PLUGIN.replace("Method):", "Method):\n    features = ('logit',)"))
+    with pytest.raises(KdfastError, match="unknown feature 'logit' in method mine; the nearest known: logits"):
         create_method("kd", {})
 
 
@@ -255,7 +255,7 @@ def test_every_method_runs_from_a_studys_parameters(tmp_path):
     experiment.fit(progress=False)
     record = experiment.finish()
     assert {"train_ce", "train_fitnet", "train_cc"} <= record.history.keys()
-    assert record.model["adapter_parameters"] == sum(p.numel() for p in experiment.learn.distill.adapters.parameters()) > 0
+    assert record.model["projector_parameters"] == sum(p.numel() for p in experiment.learn.distill.projectors.parameters()) > 0
 
 
 # Documentation
@@ -283,5 +283,5 @@ def test_the_study_of_all_methods_asks_for_each_on_both_pairs():
 
 def test_distill_keeps_the_methods_it_was_given_unchanged():
     fitnet = FitNet()
-    Distill(torch.nn.Linear(1, 1), fitnet).parts[0].adapters = torch.nn.Linear(1, 1)
-    assert fitnet.adapters is None
+    Distill(torch.nn.Linear(1, 1), fitnet).parts[0].projectors = torch.nn.Linear(1, 1)
+    assert fitnet.projectors is None

@@ -9,7 +9,7 @@ from fastai.vision.learner import create_vision_model
 from torch import nn
 from torchvision.models import resnet18
 
-from kdfast.distill.features import Taps
+from kdfast.distill.features import Features
 from kdfast.distill.hooks import evaluating, unwatch, watch_once, watching
 from kdfast.distill.stages import pair, probe
 from kdfast.models.registry import create_model
@@ -37,13 +37,13 @@ FOUND = [
 def taps_of(model, x, n=None, wanted=FEATURES):
     layout = probe(model, [x])
     wanted = wanted - ({"pre_relu"} if layout.clipped else set()) | ({"cam"} if layout.cam else set())
-    return Taps(model, layout, wanted, layout.chosen(n or len(layout.stages)))
+    return Features(model, layout, wanted, layout.chosen(n or len(layout.stages)))
 
 
-def outputs(model, taps, x):
-    with watching(model, taps.points) as seen:
+def outputs(model, features, x):
+    with watching(model, features.points) as seen:
         logits = model(x)
-    return taps.outputs(logits, seen)
+    return features.outputs(logits, seen)
 
 
 @pytest.mark.parametrize("name, size, stages, pooled, cam", FOUND, ids=[row[0] for row in FOUND])
@@ -53,32 +53,32 @@ def test_stages_pooled_features_and_class_activation_maps_are_found(name, size, 
         if p.ndim == 2 and p.shape[0] == 5:
             nn.init.normal_(p, 0, 0.02)
     x = torch.randn(2, 3, size, size)
-    taps = taps_of(model, x)
-    out = outputs(model, taps, x)
+    features = taps_of(model, x)
+    out = outputs(model, features, x)
     assert [(f.shape[1], f.shape[2]) for f in out.stages] == stages
     assert all(f.shape[2] == f.shape[3] for f in out.stages)
     assert out.pooled.shape == (2, pooled)
-    assert (taps.layout.cam is not None) == cam
+    assert (features.layout.cam is not None) == cam
     if cam:
         assert torch.allclose(out.cam.mean((2, 3)), out.logits, atol=1e-4)
 
 
 def test_a_fastai_vision_learners_model_with_its_head():
     model = create_vision_model(resnet18, 5, pretrained=False).eval()
-    out = outputs(model, taps := taps_of(model, x := torch.randn(2, 3, 64, 64)), x)
+    out = outputs(model, features := taps_of(model, x := torch.randn(2, 3, 64, 64)), x)
     assert [f.shape[1] for f in out.stages] == [64, 64, 128, 256, 512]
-    assert out.pooled.shape == (2, 1024) and taps.layout.cam is None
+    assert out.pooled.shape == (2, 1024) and features.layout.cam is None
     assert torch.allclose(out.pooled, torch.cat([out.last.amax((2, 3)), out.last.mean((2, 3))], 1))
 
 
 def test_maps_before_the_relu_are_what_it_is_given_and_margins_come_from_its_batchnorm():
     model = create_model("resnet18", 5, 64).eval()
-    taps = taps_of(model, x := torch.randn(2, 3, 64, 64))
-    out = outputs(model, taps, x)
+    features = taps_of(model, x := torch.randn(2, 3, 64, 64))
+    out = outputs(model, features, x)
     assert len(out.pre_relu) == 5
     for before, after in zip(out.pre_relu, out.stages, strict=True):
         assert torch.equal(before.relu(), after) and before.min() < 0
-    assert taps.norm("layer2") is model.layer2[1].bn2
+    assert features.norm("layer2") is model.layer2[1].bn2
 
 
 def test_image_sizes_that_are_not_square():

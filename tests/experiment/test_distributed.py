@@ -30,13 +30,13 @@ PLUGIN = """
 
     @register("linear")
     class Linear(Method):
-        taps = ("pooled",)
+        features = ("pooled",)
 
         def build(self, student, teacher):
             return nn.Linear(student.pooled.shape[1], teacher.pooled.shape[1])
 
         def loss(self, student, teacher, target):
-            return mse_loss(self.adapters(student.pooled), teacher.pooled)
+            return mse_loss(self.projectors(student.pooled), teacher.pooled)
 """
 RUN = """
     import json, sys, torch

@@ -37,7 +37,7 @@ FOUND = {  # (channels, side) of the stages
     "shufflenet_v2": [(24, 32), (116, 16), (232, 8), (1024, 4)],
 }
 OURS = [name for name in method_names() if method_class(name).__module__.startswith("kdfast.distill.methods")]
-FEATURES = [name for name in OURS if method_class(name).taps]
+FEATURES = [name for name in OURS if method_class(name).features]
 
 
 def net(name, side=32, n_classes=100):

@@ -7,18 +7,25 @@ import pytest
 from kdfast.core.errors import KdfastError
 from kdfast.report import benchmarks, figures
 
-STEP = {"stored / plain": 1.02, "live / plain": 1.8, "live / (plain + teacher)": 1.01, "fasterai / plain": 3.6,
-        "live / fasterai": 0.5, "stored / fasterai": 0.28}  # fmt: skip
+STEP = {"cached / baseline": 1.02, "live / baseline": 1.8, "live / (baseline + teacher)": 1.01, "fasterai / baseline": 3.6,
+        "live / fasterai": 0.5, "cached / fasterai": 0.28}  # fmt: skip
 COMMON = {"hardware": {"processor": "P & Q", "cores": 2}, "packages": {"torch": "2.13.0"}, "date": "2026-01-02"}
 
 
 def results(grid=1.2):
-    limits = {"stored / plain": 1.05, "live / (plain + teacher)": 1.05, "live / fasterai": 0.55, "stored / fasterai": 0.33}
+    limits = {"cached / baseline": 1.05, "live / (baseline + teacher)": 1.05, "live / fasterai": 0.55, "cached / fasterai": 0.33}
     rows = {
-        "step": [{"teacher": "resnet50", **STEP}, {"teacher": "swin_s", **STEP | {"stored / plain": 1.04, "live / plain": 4.3}}],
-        "memory": [{"kind": "plain", "/ plain": 1}, {"kind": "stored", "/ plain": 1.016}, {"kind": "live", "/ plain": 1.33}],
+        "step": [
+            {"teacher": "resnet50", **STEP},
+            {"teacher": "swin_s", **STEP | {"cached / baseline": 1.04, "live / baseline": 4.3}},
+        ],
+        "memory": [
+            {"kind": "baseline", "/ baseline": 1},
+            {"kind": "cached", "/ baseline": 1.016},
+            {"kind": "live", "/ baseline": 1.33},
+        ],
         "loader": [{"loader / step": 0.04}, {"loader / step": 0.01}],
-        "amortise": [{"runs": n, "plain (s)": n, "live (s)": 3.0 * n, "stored (s)": n + 2.0} for n in (1, 10, 100)],
+        "amortise": [{"runs": n, "baseline (s)": n, "live (s)": 3.0 * n, "cached (s)": n + 2.0} for n in (1, 10, 100)],
         "grid": [{"study": "digits", "wall × cores / loops": grid, "outside a run (s)": 0.6, "loops side by side / alone": 1.1}],
         "options": [],
         "method_cost": [],
@@ -29,10 +36,10 @@ def results(grid=1.2):
         "loader": {"limit": 0.1},
         "amortise": {
             "epochs": 5,
-            "plain_s": 1,
+            "baseline_s": 1,
             "distilled_s": 1,
             "live_teacher_s": 2,
-            "stored_teacher_s": 2,
+            "cached_teacher_s": 2,
             "teacher": "mini_resnet_xl",
         },
         "grid": {"limits": {"grid": 1.25, "outside (s)": 0.8}},
@@ -61,7 +68,7 @@ def test_sentences_span_the_teachers_and_escape_what_tex_would_read():
     found = results()
     said = benchmarks.sentence(found)
     assert "1.02 to 1.04 times a step without a teacher, over 2 teachers" in said and "1.80 to 4.30 times" in said
-    assert "1.02 times that without a teacher with stored logits, 1.33 times with a live one" in said
+    assert "1.02 times that without a teacher with cached logits, 1.33 times with a live one" in said
     assert "P \\& Q" in benchmarks.machine(found) and "2026-01-02" in benchmarks.machine(found)
     assert "3.00 times what training without a teacher costs with a live teacher, 1.02 times" in benchmarks.growth_sentence(
         found["amortise"]

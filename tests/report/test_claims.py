@@ -21,7 +21,7 @@ def runs(same: float, cross: float, slope: float = 0, seeds: int = 5, teachers: 
             accuracy = 0.95 + 0.005 * t
             family = "same" if t % 2 else "cross"
             gain = (same if family == "same" else cross) + slope * t
-            answers = {"knowledge": "live" if t == 0 else "float32", "teacher_s": 0.6 if t == 0 else 0.0}
+            answers = {"teacher_outputs": "live" if t == 0 else "float32", "teacher_s": 0.6 if t == 0 else 0.0}
             taught = {"teacher": f"mini_t{t}", "pair": family, "teacher_top1": accuracy, "teacher_parameters": 1000 * (t + 1)}
             rows.append(common | taught | answers | {"training_s": 3.0, "test_top1": alone + gain + rng.normal(0, spread / 5)})
             rows.append({"student": f"mini_t{t}", "seed": s, "parameters": 1000, "family": "x", "teacher": None,
@@ -106,7 +106,7 @@ def test_cost_is_a_ratio_of_training_times():
     every = runs(0.01, 0.01)
     said = costs.cost_sentence(gains(every), every[every.teacher.isna()])
     assert "took 1.50 to 1.50 times as long" in said and "9.0 to 9.0 seconds against 2.0" in said
-    assert "stored answers of the teacher (a live teacher in 5 of 30 runs)" in said and "was 3.3\\,\\% of" in said
+    assert "cached teacher outputs (a live teacher in 5 of 30 runs)" in said and "was 3.3\\,\\% of" in said
 
 
 def test_names_from_files_cannot_inject_tex():
@@ -134,7 +134,7 @@ def test_the_matrix_brackets_what_is_not_decided_and_nothing_else():
 
 def test_points_of_the_scatter_are_the_means_over_seeds():
     compared = compare(runs(0.02, 0.01))
-    figure = figures.teacher_against_student(compared.distilled.assign(teacher_family="x"), compared.plain)
+    figure = figures.teacher_against_student(compared.distilled.assign(teacher_family="x"), compared.baselines)
     drawn = sorted(tuple(dots.get_offsets()[0]) for dots in figure.axes[0].collections if isinstance(dots, PathCollection))
     means = 100 * compared.distilled.groupby("teacher")[["teacher_top1", "test_top1"]].mean()
     assert np.allclose(drawn, sorted(map(tuple, means.to_numpy())))
@@ -183,7 +183,7 @@ def test_the_draw_of_test_images_widens_intervals_where_predictions_are_known(tm
             rows.append({
                 "id": path.stem, "student": student, "teacher": teacher, "pair": pair, "seed": seed, "test_top1": right.mean(),
                 "teacher_top1": 0.9, "teacher_parameters": 10, "parameters": 5, "family": "x",
-                "method": "kd" if teacher else "plain",
+                "method": "kd" if teacher else "baseline",
             })  # fmt: skip
             paths.append(path)
     known, unknown = compare(pd.DataFrame(rows), paths), compare(pd.DataFrame(rows))

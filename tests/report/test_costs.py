@@ -33,24 +33,24 @@ def measured(tmp_path, monkeypatch):
     return costs.read_efficiency(["mini_a", "big", "bigger", "absent"], 8, 10)
 
 
-PLAIN = pd.DataFrame({"student": ["mini_a", "big", "bigger"], "family": ["x", "x", "y"], "test_top1": [0.7, 0.9, 0.8]})
+BASELINE = pd.DataFrame({"student": ["mini_a", "big", "bigger"], "family": ["x", "x", "y"], "test_top1": [0.7, 0.9, 0.8]})
 PAIRS = pd.DataFrame({"student": ["mini_a", "mini_a"], "teacher": ["big", "bigger"]})
 
 
 def test_what_students_save_is_said_as_a_range_over_pairs(measured):
-    said = costs.efficiency_sentence(costs.inference_table(PLAIN, measured), PAIRS)
+    said = costs.efficiency_sentence(costs.inference_table(BASELINE, measured), PAIRS)
     assert "latency at batch 1 4.0 to 10.0 times" in said and "size on disk 4.0 to 10.0 times" in said
 
 
 def test_what_was_not_measured_is_shown_as_not_measured(measured):
     table = costs.efficiency_table(["mini_a", "absent"], measured).set_index("network")
     assert set(table.loc["absent"]) == {"--"} and table.loc["a", "MFLOP"] == "1.0"
-    assert "not measured" in costs.efficiency_sentence(costs.inference_table(PLAIN, {}), PAIRS)
+    assert "not measured" in costs.efficiency_sentence(costs.inference_table(BASELINE, {}), PAIRS)
     assert costs.machine({}) == "not measured" and "at least 20 blocks" in costs.machine(measured)
 
 
 def test_the_pareto_front_leaves_out_what_is_slower_and_worse(measured):
-    figure = diagrams.pareto(costs.inference_table(PLAIN, measured), ["mini_a"])
+    figure = diagrams.pareto(costs.inference_table(BASELINE, measured), ["mini_a"])
     front = figure.axes[0].lines[0].get_xydata()
     assert np.allclose(front, [[1.0, 70.0], [4.0, 90.0]])
 

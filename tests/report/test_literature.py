@@ -11,9 +11,9 @@ from kdfast.study.study_file import load_study
 
 STUDIES = ROOT / "experiments" / "studies"
 SMALL = literature.Published(
-    source={"teacher": "a table", "alone": "a table", "kd": "another"},
+    source={"teacher": "a table", "baseline": "a table", "kd": "another"},
     differences="none",
-    pairs={"big small": {"teacher": 80.0, "alone": 70.0, "kd": 72.0}, "big other": {"teacher": 80.0, "kd": 60.0}},
+    pairs={"big small": {"teacher": 80.0, "baseline": 70.0, "kd": 72.0}, "big other": {"teacher": 80.0, "kd": 60.0}},
 )
 
 
@@ -21,8 +21,8 @@ def runs(gain: float) -> pd.DataFrame:
     """Three seeds of a teacher at 80 %, a student at 70 % and, distilled, `gain` points above."""
     rows = []
     for seed, noise in enumerate((-0.001, 0.0, 0.001)):
-        rows.append({"student": "big", "teacher": None, "method": "plain", "seed": seed, "test_top1": 0.8 + noise})
-        rows.append({"student": "small", "teacher": None, "method": "plain", "seed": seed, "test_top1": 0.7 + noise})
+        rows.append({"student": "big", "teacher": None, "method": "baseline", "seed": seed, "test_top1": 0.8 + noise})
+        rows.append({"student": "small", "teacher": None, "method": "baseline", "seed": seed, "test_top1": 0.7 + noise})
         rows.append({"student": "small", "teacher": "big", "method": "kd", "seed": seed, "test_top1": 0.7 + gain / 100 + noise})
     return pd.DataFrame(rows)
 
@@ -53,7 +53,7 @@ def test_every_published_pair_and_method_is_a_run_of_its_study():
         study = load_study(STUDIES / f"{name}.yaml")
         asked = {(run.teacher.split(".")[0], run.student, run.method) for run in study.distilled_runs()}
         for pair, values in known.pairs.items():
-            for what in set(values) - {"teacher", "alone"}:
+            for what in set(values) - {"teacher", "baseline"}:
                 assert (*pair.split(), what) in asked, (name, pair, what)
             assert set(values) <= set(known.source)
 

@@ -1,4 +1,4 @@
-"""The paper: no number typed by hand, unknown numbers and missing TeX refused, published studies in it."""
+"""The paper: no number typed by hand, unknown numbers and missing TeX refused, released studies in it."""
 
 import re
 import subprocess
@@ -48,11 +48,11 @@ def test_every_reference_is_cited_and_every_citation_has_a_reference():
     assert cited == set(re.findall(r"@\w+\{(\w+),", (ROOT / "paper" / "references.bib").read_text()))
 
 
-def test_the_published_studies_are_in_git_whole():
-    from kdfast.study.plan import RESULTS, published, study_named
+def test_the_released_studies_are_in_git_whole():
+    from kdfast.study.plan import RESULTS, released, study_named
 
     tracked = set(subprocess.run(["git", "ls-files", str(RESULTS)], cwd=ROOT, capture_output=True, text=True).stdout.split())
-    assert "digits" in published()
-    for name in published():
+    assert "digits" in released()
+    for name in released():
         wanted = {f"{RESULTS}/{name}/{run.id}{end}" for run in study_named(name).runs() for end in (".json", ".npz")}
         assert wanted == {path for path in tracked if path.startswith(f"{RESULTS}/{name}/")}

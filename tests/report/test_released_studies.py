@@ -1,4 +1,4 @@
-"""What the published studies claim of themselves: trained to rest, tuned on validation data, teachers above students."""
+"""What the released studies claim of themselves: trained to rest, tuned on validation data, teachers above students."""
 
 import pytest
 from conftest import ROOT
@@ -13,14 +13,14 @@ def at_root(monkeypatch):
 
 
 def test_every_network_of_digits_was_trained_to_its_plateau():
-    _, records, runs = load("digits", "published")
-    fell = runs.assign(fell=[r.plateau["valid_nll_fell"] for r in records], teacher=runs.teacher.fillna("alone"))
+    _, records, runs = load("digits", "released")
+    fell = runs.assign(fell=[r.plateau["valid_nll_fell"] for r in records], teacher=runs.teacher.fillna("baseline"))
     assert (fell.groupby(["student", "teacher"]).fell.mean() < 0.01).all()
 
 
 def test_learning_rates_alpha_and_temperature_are_the_best_of_the_tuning_on_validation_data():
-    study, _, _ = load("digits", "published")
-    tuning, _, runs = load("digits_tuning", "published")
+    study, _, _ = load("digits", "released")
+    tuning, _, runs = load("digits_tuning", "released")
     plain = runs[runs.teacher.isna()]
     for model, lr in chosen.best_swept(tuning, plain).items():
         assert study.training_of(model)["lr"] == tuning.training_of(model)["lr"] == lr, model
@@ -31,23 +31,23 @@ def test_learning_rates_alpha_and_temperature_are_the_best_of_the_tuning_on_vali
 
 
 def test_imagenettes_students_have_the_learning_rate_that_its_tuning_found_inside_its_grid():
-    study, _, _ = load("imagenette", "published")
-    tuning, _, runs = load("imagenette_tuning", "published")
+    study, _, _ = load("imagenette", "released")
+    tuning, _, runs = load("imagenette_tuning", "released")
     for model, lr in chosen.best_swept(tuning, runs).items():
         assert study.training_of(model)["lr"] == lr and min(tuning.sweep["lr"]) < lr < max(tuning.sweep["lr"]), model
     assert set(study.students) <= set(runs.student) and not set(study.seeds) & set(tuning.seeds)
 
 
 def test_students_leave_room_and_teachers_are_above_them():
-    study, _, runs = load("digits", "published")
+    study, _, runs = load("digits", "released")
     alone = 100 * runs[runs.teacher.isna()].groupby("student").test_top1.mean()
     assert ((alone[study.students] >= 90) & (alone[study.students] <= 96)).all()
     assert alone[study.teachers].min() > alone[study.students].max()
 
 
-def test_published_runs_share_one_fingerprint_and_one_code():
+def test_released_runs_share_one_fingerprint_and_one_code():
     for name in ("digits", "digits_methods", "digits_tuning", "imagenette", "imagenette_tuning"):
-        _, _, runs = load(name, "published")
+        _, _, runs = load(name, "released")
         assert runs.fingerprint.nunique() == runs.code_hash.nunique() == 1
 
 

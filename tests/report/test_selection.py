@@ -18,7 +18,8 @@ def runs(best_minus_last: float = 0.0, ece_change: float = 0.0, n: int = 5) -> p
         for student, teacher, top1, ece in (("big", None, 0.9, 0.02), ("small", None, 0.7, 0.05), ("small", "big", 0.75, 0.05)):
             accuracy = top1 + rng.normal(0, 0.002)
             rows.append({
-                "student": student, "teacher": teacher, "method": "kd" if teacher else "plain", "method_args": "", "seed": seed,
+                "student": student, "teacher": teacher, "method": "kd" if teacher else "baseline", "method_args": "",
+                "seed": seed,
                 "test_top1": accuracy, "best_test_top1": accuracy + best_minus_last + rng.normal(0, 0.0005),
                 "ece": ece + (ece_change if teacher else 0) + rng.normal(0, 0.001), "macro_f1": accuracy, "worst_class": 0.4,
                 **dict(zip(("agreement", "right", "wrong"), (0.8, 0.82, 0.2) if teacher else [np.nan] * 3, strict=True)),
@@ -35,7 +36,9 @@ def test_what_the_best_epoch_would_have_added_is_said_with_its_sign(shift, expec
 
 def test_the_best_of_seeds_flatters_and_one_seed_says_nothing_of_it():
     many = runs()
-    cells = 100 * many.assign(teacher=many.teacher.fillna("alone")).groupby(["student", "teacher"]).test_top1.agg(["max", "mean"])
+    cells = 100 * many.assign(teacher=many.teacher.fillna("baseline")).groupby(["student", "teacher"]).test_top1.agg(
+        ["max", "mean"]
+    )
     flattery = (cells["max"] - cells["mean"]).mean()
     assert f"would have added {flattery:.2f} points" in selection.selection_sentence(many)
     assert "would have added" not in selection.selection_sentence(runs(n=1))
@@ -82,7 +85,7 @@ def test_reliability_bins_are_those_of_all_seeds_examples_together(tmp_path):
     for column in ("confidence", "accuracy", "share"):
         assert taught[column].to_numpy() == pytest.approx(together.loc[taught.index, column].to_numpy())
     figure = diagrams.reliability(bins)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["alone", "big"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["baseline", "big"]
 
 
 def test_a_run_whose_best_epoch_is_better_lies_above_the_line():

@@ -68,7 +68,7 @@ def test_gains_are_paired_with_the_same_student_and_seed():
     distilled = gains(runs)
     found = distilled.groupby(["teacher", "student"]).gain.mean()
     assert found["t", "a"] == pytest.approx(1) and found["u", "a"] == pytest.approx(-2) and found["t", "b"] == pytest.approx(3)
-    assert (distilled.alone_id == distilled.student + distilled.seed.astype(str)).all()
+    assert (distilled.baseline_id == distilled.student + distilled.seed.astype(str)).all()
 
 
 def test_a_twin_is_trained_alike():
@@ -170,7 +170,7 @@ def test_images_without_effect_of_their_own_have_no_variance():
 def test_image_variances_are_looked_up_by_run_and_averaged_over_a_groups_cells():
     runs = gains(table({("t", "a"): 0.01, ("u", "a"): 0.01})).assign(method="kd", pair="same")
     rng = np.random.default_rng(0)
-    solved = {run: rng.random(50) < 0.7 for run in {*runs.id, *runs.alone_id}}
+    solved = {run: rng.random(50) < 0.7 for run in {*runs.id, *runs.baseline_id}}
     a, ta, ua = (np.stack([solved[f"{name}{s}"] for s in range(5)]) for name in ("a", "ta", "ua"))
     by_cell = image_variances(runs, solved.get)
     assert by_cell["t", "a", "kd"] == pytest.approx(image_variance(ta, a), rel=1e-4)
@@ -300,7 +300,7 @@ def test_p_values_are_adjusted_for_their_number():
 
 def against_teacher(gain: list[float], gap: list[float]) -> pd.DataFrame:
     """One cell's runs; both in points, one value a seed."""
-    return grid(np.array([[gain]])).assign(alone_top1=0.7, teacher_top1=0.7 + np.array(gap) / 100)
+    return grid(np.array([[gain]])).assign(baseline_top1=0.7, teacher_top1=0.7 + np.array(gap) / 100)
 
 
 def test_the_gap_recovered_is_a_ratio_of_means_with_fiellers_interval():

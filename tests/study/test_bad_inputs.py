@@ -113,7 +113,7 @@ def test_no_text_is_a_command_in_the_paper(text):
 def test_a_record_of_a_later_schema_is_refused_in_words(tmp_path):
     fields = {key: {} for key in Record.model_fields} | {"schema_version": 99, "id": "x"}
     (tmp_path / "record.json").write_text(json.dumps(fields))
-    with pytest.raises(KdfastError, match=r"is not a whole record of schema 1 \(schema_version: Input should be 1"):
+    with pytest.raises(KdfastError, match=r"is not a whole record of schema 2 \(schema_version: Input should be 2"):
         read_record(tmp_path / "record.json")
 
 

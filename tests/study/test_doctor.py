@@ -11,11 +11,11 @@ from kdfast.study import doctor
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """Runs with a teacher, its student and stored answers, and published copies of both."""
-    for name in ("KDFAST_STORE", "KDFAST_DECODED"):
+    """Runs with a teacher, its student and cached teacher outputs, and released copies of both."""
+    for name in ("KDFAST_CACHE", "KDFAST_DECODED"):
         monkeypatch.setenv(name, str(tmp_path / name))
     teacher = finish(Experiment({"student": "mini_resnet_s", "epochs": 1}, tmp_path / "runs"))
-    student = {"student": "mini_resnet_xs", "epochs": 1, "teacher": teacher.id, "method": "kd", "knowledge": "float16"}
+    student = {"student": "mini_resnet_xs", "epochs": 1, "teacher": teacher.id, "method": "kd", "teacher_outputs": "float16"}
     finish(Experiment(student, tmp_path / "runs"))
     for folder in (tmp_path / "runs" / "digits").iterdir():
         (tmp_path / "results" / "s").mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def test_nothing_is_found_where_nothing_is_wrong(place):
         ("runs/*/*/predictions.npz", cut, "no whole predictions"),
         ("results/s/*.json", better, "beside a record"),
         ("results/s/*.npz", cut, "no whole predictions"),
-        ("KDFAST_STORE/*/*.safetensors", edit, "changed after they were written"),
+        ("KDFAST_CACHE/*/*.safetensors", edit, "changed after they were written"),
         ("runs/*/*/record.json", lambda p: p.with_name(".record.json.7.partial").write_text("{"), "a killed process"),
         ("runs/*/*/record.json", lambda p: p.with_name("checkpoint.pt").write_bytes(b"x" * 99), "a damaged checkpoint"),
     ],
@@ -74,5 +74,5 @@ def test_what_is_damaged_is_named_with_a_way_out(place, pattern, damage, said):
     assert len(names) == 1 and said in names[0] and str(path.parent) in names[0]
 
 
-def test_the_published_records_of_this_repository_are_whole():
+def test_the_released_records_of_this_repository_are_whole():
     assert not [f for f in doctor.findings(ROOT / "nowhere", ROOT / "experiments" / "results") if "results" in str(f.path)]

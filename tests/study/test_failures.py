@@ -13,7 +13,7 @@ import stress
 from kdfast.study import doctor, failures
 from kdfast.study.study_file import Study
 
-ALONE = {"seeds": [0], "training": {"epochs": 3}}
+BASELINE = {"seeds": [0], "training": {"epochs": 3}}
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,10 @@ def test_a_study_on_a_full_disk_says_so_and_is_finished_when_there_is_room(tmp_p
 
 
 def test_out_of_memory_is_said_with_the_remedy(tmp_path):
-    changes = ALONE | {"image_size": 60_000, "teachers": [], "methods": []}  # 78 TB
+    changes = BASELINE | {"image_size": 60_000, "teachers": [], "methods": []}  # 78 TB
     root = stress.new_checkout(tmp_path / "checkout", **changes)
     assert stress.finish(root) != 0
-    assert "mini_resnet_xs.plain.s0" in (said := (root / "said.txt").read_text())
+    assert "mini_resnet_xs.baseline.s0" in (said := (root / "said.txt").read_text())
     assert "out of memory" in said and "a smaller batch_size" in said and "Traceback" not in said
 
 
@@ -53,7 +53,7 @@ def test_a_killed_kernel_is_said_to_have_been_killed(tmp_path):
 
 
 def test_two_reproduce_in_one_checkout_follow_each_other_and_train_each_run_once(tmp_path):
-    root = stress.new_checkout(tmp_path / "checkout", **ALONE)
+    root = stress.new_checkout(tmp_path / "checkout", **BASELINE)
     words = [sys.executable, "-m", "kdfast", "reproduce", "--study", "stress", "--", "runs"]
     both = [subprocess.Popen(words, cwd=root, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate()[1] for process in both]
@@ -64,15 +64,15 @@ def test_two_reproduce_in_one_checkout_follow_each_other_and_train_each_run_once
 
 def test_two_checkouts_share_data_and_stored_answers(tmp_path, image_folder):
     """At the same time, with the same teacher: its answers are made once, and all records agree."""
-    changes = ALONE | {"dataset": str(image_folder), "image_size": 12, "methods": [{"name": "kd"}], "augment": "none"}
+    changes = BASELINE | {"dataset": str(image_folder), "image_size": 12, "methods": [{"name": "kd"}], "augment": "none"}
     roots = [stress.new_checkout(tmp_path / name, **changes) for name in ("one", "other")]
-    shared = stress.SHARED | {"KDFAST_STORE": str(tmp_path / "store"), "KDFAST_DECODED": str(tmp_path / "decoded")}
+    shared = stress.SHARED | {"KDFAST_CACHE": str(tmp_path / "store"), "KDFAST_DECODED": str(tmp_path / "decoded")}
     both = [stress.start(root, **shared) for root in roots]
     assert [process.wait() for process in both] == [0, 0], (roots[0] / "said.txt").read_text()
     assert stress.differences(*roots) == [] and len(stress.records(roots[0])) == 3
     made = [path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")]
     assert len(made) == 2 and not list((tmp_path / "store").rglob("*.partial"))  # of training and test images
-    asked = [json.loads(path.read_text())["knowledge"] for root in roots for path in stress.records(root).values()]
+    asked = [json.loads(path.read_text())["teacher_outputs"] for root in roots for path in stress.records(root).values()]
     assert all(one["source"] == "float16" for one in asked if one)
 
 

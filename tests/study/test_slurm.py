@@ -119,7 +119,7 @@ def test_runs_are_done_by_jobs_with_what_they_were_estimated_to_need_and_small_o
 def test_a_run_that_fails_for_good_is_named_and_the_others_of_its_job_are_kept(handed_in):
     root, process = handed_in["broken"]
     said = end(root, process, code=1)
-    assert "mini_plain_xs.plain.s0" in said and "lower lr" in said
+    assert "mini_plain_xs.baseline.s0" in said and "lower lr" in said
     assert {name.split(".")[0] for name in records(root)} == {"mini_resnet_xs", "mini_mobile_xs"}
 
 
@@ -204,7 +204,7 @@ def test_an_unknown_profile_is_refused_with_those_that_are_known():
 
 
 @pytest.mark.parametrize("name", ["digits", "digits_methods", "imagenette"])
-def test_estimates_are_above_what_published_runs_took_and_limits_far_above(name, tmp_path, monkeypatch):
+def test_estimates_are_above_what_released_runs_took_and_limits_far_above(name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("kdfast.study.resources.COSTS", tmp_path / "costs.json")
     study = study_named(name)

@@ -96,9 +96,9 @@ def test_every_run_leaves_record_weights_predictions_and_executed_notebook(check
 
 
 def test_answers_of_each_teacher_were_stored_once_for_all_its_students(checkout, finished):
-    stored = list((checkout / "runs" / ".knowledge").rglob("*.safetensors"))
+    stored = list((checkout / "runs" / ".teacher_outputs").rglob("*.safetensors"))
     assert len(stored) == 2 * 2 * 2  # two teachers, two seeds, train and test
-    said = kdfast(checkout, "knowledge")
+    said = kdfast(checkout, "teacher_outputs")
     assert len(re.findall(r"mini_plain_s\.plain\.s[01]-\w{8}\.digits\.train", said)) == 2 and "MB of at most 20,000" in said
 
 
@@ -113,8 +113,8 @@ print(json.dumps({folder: [place, made.runs[folder].teacher] for folder, place i
     places = {folder.split("/")[1]: value for folder, value in json.loads(done.stdout).items()}
     assert all(places[teacher][0] > place for place, teacher in places.values() if teacher)
     assert (
-        min(p for run, (p, _) in places.items() if ".plain." in run and "_s." in run)
-        > places[next(run for run in places if run.startswith("mini_resnet_xs.plain"))][0]
+        min(p for run, (p, _) in places.items() if ".baseline." in run and "_s." in run)
+        > places[next(run for run in places if run.startswith("mini_resnet_xs.baseline"))][0]
     )
 
 
@@ -139,8 +139,8 @@ def test_the_paper_is_the_same_to_the_byte_when_built_again(checkout, finished):
     assert pdf.read_bytes() == before
 
 
-def test_published_records_make_the_paper_without_training(checkout, finished):
-    assert "10 records copied" in kdfast(checkout, "publish", "--study", "small")
+def test_released_records_make_the_paper_without_training(checkout, finished):
+    assert "10 records copied" in kdfast(checkout, "release", "--study", "small")
     (checkout / "runs").rename(checkout / "elsewhere")
     try:
         kdfast(checkout, "paper", "--study", "small")
@@ -150,7 +150,7 @@ def test_published_records_make_the_paper_without_training(checkout, finished):
         (checkout / "elsewhere").rename(checkout / "runs")
 
 
-def test_what_was_not_run_again_stays_as_it_was_published(tmp_path, monkeypatch):
+def test_what_was_not_run_again_stays_as_it_was_released(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plan, "STUDIES", tmp_path)
     runs = []
@@ -158,12 +158,12 @@ def test_what_was_not_run_again_stays_as_it_was_published(tmp_path, monkeypatch)
         (tmp_path / "s.yaml").write_text(f"{{title: s, seeds: {seeds}, training: {{epochs: 1}}, students: [mini_resnet_xs]}}")
         seed = len(runs)
         runs.append(finish(Experiment({"student": "mini_resnet_xs", "epochs": 1, "seed": seed}, "runs")))
-        assert snakemake.publish("s") == 1
+        assert snakemake.release("s") == 1
         shutil.rmtree("runs")
     assert sorted(path.stem for path in (plan.RESULTS / "s").glob("*.json")) == sorted(run.id for run in runs)
     with pytest.raises(KdfastError, match="no record at runs/"):
         (tmp_path / "s.yaml").write_text("{title: s, seeds: [0, 1, 2], training: {epochs: 1}, students: [mini_resnet_xs]}")
-        snakemake.publish("s")
+        snakemake.release("s")
     assert len(list((plan.RESULTS / "s").glob("*"))) == 4
 
 
@@ -185,11 +185,11 @@ def test_runs_of_other_code_are_told_and_retrained_only_when_asked(checkout, fin
     original = source.read_text()
     source.write_text(original + "\nCHANGED = True\n")
     try:
-        assert status(checkout)["other code"] == 10
+        assert status(checkout)["stale"] == 10
         kdfast(checkout, "reproduce", "--study", "small", "--", "runs")
         assert records(checkout) == before
         kdfast(checkout, "reproduce", "--study", "small", "--rerun", "--", "runs")
-        assert status(checkout) == {"done": 10, "other code": 0, "failed": 0, "missing": 0}
+        assert status(checkout) == {"done": 10, "stale": 0, "failed": 0, "missing": 0}
         assert all(records(checkout)[run] > before[run] for run in before if ".s2-" not in run)
     finally:
         source.write_text(original)
@@ -200,17 +200,17 @@ def test_a_failed_run_is_named_with_its_reason_and_the_others_go_on(checkout, fi
               "students": ["mini_plain_xs", "mini_resnet_xs"]}  # fmt: skip
     write_study(checkout, broken, "broken")
     said = kdfast(checkout, "reproduce", "--study", "broken", code=1)
-    assert "mini_plain_xs.plain.s7" in said and "lower lr" in said
+    assert "mini_plain_xs.baseline.s7" in said and "lower lr" in said
     assert "lower lr" in kdfast(checkout, "status", "--study", "broken")
-    assert any(run.startswith("mini_resnet_xs.plain.s7") for run in records(checkout))
+    assert any(run.startswith("mini_resnet_xs.baseline.s7") for run in records(checkout))
 
 
 @pytest.mark.parametrize(
     ("args", "said"),
     [
         (["reproduce", "--study", "smal"], "unknown study 'smal' in experiments/studies; the nearest known: small"),
-        (["paper", "--study", "digits"], "records unpublished"),
-        (["publish", "--study", "digits"], "no record at"),
+        (["paper", "--study", "digits"], "records unreleased"),
+        (["release", "--study", "digits"], "no record at"),
     ],
 )
 def test_wrong_calls_end_with_one_sentence(checkout, finished, args, said):

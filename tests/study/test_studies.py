@@ -29,7 +29,7 @@ def test_a_study_runs_end_to_end_on_a_small_folder_of_its_layout(name, tmp_path,
     maker(tmp_path / "data" / folder)
     study = load_study(ROOT / "experiments" / "studies" / f"{name}.yaml")
     distilled = study.distilled_runs()[0]
-    plain = study.plain_run(distilled.teacher.split(".")[0], distilled.seed)
+    plain = study.baseline_run(distilled.teacher.split(".")[0], distilled.seed)
     teacher = finish(Experiment(Run(**plain.model_dump() | SMALLER | SMALL[name]).model_dump(), tmp_path / "runs"))
     student = finish(Experiment(distilled.model_dump() | SMALLER | SMALL[name] | {"teacher": teacher.id}, tmp_path / "runs"))
     assert student.teacher["run"] == teacher.id and (student.data["name"], student.data["source"]) == (name, folder)

@@ -36,20 +36,20 @@ def test_equal_parameters_give_one_id_and_any_change_another():
 
 
 def test_ids_stay_what_they_were():  # published records and users' runs are found by them
-    assert Run(student="mini_resnet_xs").id == "mini_resnet_xs.plain.s0-e11e6736"
+    assert Run(student="mini_resnet_xs").id == "mini_resnet_xs.baseline.s0-e11e6736"
 
 
 def test_a_study_stores_what_its_teachers_say_unless_told_otherwise():
     distilled = Study(**SMALL).distilled_runs()
-    assert {(run.knowledge, run.fallback) for run in distilled} == {("float16", True)}
-    assert {run.knowledge for run in Study(**SMALL).plain_runs()} == {"live"}
-    live = Study(**SMALL | {"knowledge": "live", "fallback": False, "views": 4}).distilled_runs()
-    assert {(run.knowledge, run.fallback, run.views) for run in live} == {("live", False, 4)}
+    assert {(run.teacher_outputs, run.fallback) for run in distilled} == {("float16", True)}
+    assert {run.teacher_outputs for run in Study(**SMALL).baseline_runs()} == {"live"}
+    live = Study(**SMALL | {"teacher_outputs": "live", "fallback": False, "views": 4}).distilled_runs()
+    assert {(run.teacher_outputs, run.fallback, run.views) for run in live} == {("live", False, 4)}
 
 
 def test_four_and_four_point_nought_are_one_temperature():
     def run(T):
-        return Run(student="a", teacher="b.plain.s0-0", method="kd", method_args={"T": T})
+        return Run(student="a", teacher="b.baseline.s0-0", method="kd", method_args={"T": T})
 
     assert run(4).id == run(4.0).id != run(2).id
 
@@ -169,7 +169,7 @@ def test_a_method_can_be_for_some_pairs_alone():
 def test_distilled_runs_can_be_trained_otherwise():
     study = Study(**SMALL | {"distilled": {"weight_decay": 0.5}})
     assert {run.weight_decay for run in study.distilled_runs()} == {0.5}
-    assert {run.weight_decay for run in study.plain_runs()} == {0.01}
+    assert {run.weight_decay for run in study.baseline_runs()} == {0.01}
 
 
 def test_with_folds_every_seed_holds_out_another_fold_and_teachers_share_their_students():
@@ -180,9 +180,9 @@ def test_with_folds_every_seed_holds_out_another_fold_and_teachers_share_their_s
 
 
 def test_what_is_usual_for_a_data_set_need_not_be_said():
-    said = Run(student="a", dataset="cifar100", image_size=32, augment="crop+flip", valid_part=0)
-    assert Run(student="a", dataset="cifar100").id == Run(student="a", dataset="cifar100", valid_part=-1).id == said.id
-    assert Run(student="a", dataset="weather").valid_part == pytest.approx(2 / 9)
+    said = Run(student="a", dataset="cifar100", image_size=32, augment="crop+flip", valid_pct=0)
+    assert Run(student="a", dataset="cifar100").id == Run(student="a", dataset="cifar100", valid_pct=-1).id == said.id
+    assert Run(student="a", dataset="weather").valid_pct == pytest.approx(2 / 9)
 
 
 def test_a_list_from_papermill_is_a_list():

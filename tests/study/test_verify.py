@@ -1,4 +1,4 @@
-"""Rerunning a published run: equal here, within the seeds' spread elsewhere, and what is said when it is neither."""
+"""Rerunning a released run: equal here, within the seeds' spread elsewhere, and what is said when it is neither."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from kdfast.study.verify import prediction_interval, verify
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
-    """A study `tiny` published from runs made here: two seeds of a teacher and of its student."""
+    """A study `tiny` released from runs made here: two seeds of a teacher and of its student."""
     records = {}
     for seed in (0, 1):
         teacher = finish(Experiment({"student": "mini_resnet_s", "epochs": 1, "seed": seed}, tmp_path / "first"))
@@ -23,7 +23,7 @@ def study(tmp_path, monkeypatch):
             records[record.id] = record
             write_record(record, tmp_path / "results" / "tiny" / f"{record.id}.json")
     monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(module, "published", lambda: ["tiny"])
+    monkeypatch.setattr(module, "released", lambda: ["tiny"])
     monkeypatch.setattr(module, "RUNS", tmp_path / "elsewhere")
     monkeypatch.setattr(module, "FOLDER", tmp_path / "again")
     return records
@@ -58,19 +58,19 @@ def test_an_edited_result_is_found_out(study, tmp_path):
     assert not verify("tiny", record.id).ok
 
 
-@pytest.mark.parametrize(("published", "ok", "said"), [(None, True, "inside"), (0.9999, False, "OUTSIDE")])
-def test_on_another_processor_the_prediction_interval_of_the_seeds_decides(study, tmp_path, published, ok, said):
+@pytest.mark.parametrize(("released", "ok", "said"), [(None, True, "inside"), (0.9999, False, "OUTSIDE")])
+def test_on_another_processor_the_prediction_interval_of_the_seeds_decides(study, tmp_path, released, ok, said):
     for record in study.values():
         if record.teacher:
-            last = record.last | {"test": record.last["test"] | ({"top1": published} if published else {})}
+            last = record.last | {"test": record.last["test"] | ({"top1": released} if released else {})}
             other = record.hardware | {"processor": "another"}
             change(tmp_path, record, last=last, hardware=other, model=record.model | {"weights_sha256": "0" * 64})
     verdict = verify("tiny", distilled(study).id)
-    assert verdict.ok == ok and said in verdict.words and "2 published seeds" in verdict.words
+    assert verdict.ok == ok and said in verdict.words and "2 released seeds" in verdict.words
 
 
 def test_unknown_studies_and_runs_are_named(study):
-    with pytest.raises(KdfastError, match="unknown published study 'tinny'"):
+    with pytest.raises(KdfastError, match="unknown released study 'tinny'"):
         verify("tinny")
     with pytest.raises(KdfastError, match="unknown run 'x'"):
         verify("tiny", "x")

@@ -19,13 +19,13 @@ from kdfast.training import checkpoint
 
 BASE = {"student": "mini_resnet_xs", "epochs": 5, "augment": "crop"}
 TAUGHT = {
-    "kd, stored": {"method": "kd", "knowledge": "float32"},
-    "fitnet: adapters of their own optimizer": {"method": "fitnet"},
+    "kd, stored": {"method": "kd", "teacher_outputs": "float32"},
+    "fitnet: projectors of their own optimizer": {"method": "fitnet"},
     "dkd: a weight that grows": {"method": "dkd"},
     "kd with mixup": {"method": "kd", "mixup": 0.4},
     "kd, smoothed labels, averaged weights": {"method": "kd", "label_smoothing": 0.1, "ema": 0.9},
 }
-ALONE = {
+BASELINE = {
     "adamw": {},
     "sgd by steps": {"optimizer": "sgd", "schedule": "step", "milestones": [2, 4], "nesterov": True, "decay_norms": False},
     "cutmix, averaged weights": {"cutmix": 1.0, "ema": 0.9},
@@ -62,10 +62,10 @@ def killed_after(epoch: int, parameters: dict, folder):
 
 def outcome(record):
     """All that must be equal: everything but times."""
-    return record.model_dump(exclude={"time", "knowledge"})
+    return record.model_dump(exclude={"time", "teacher_outputs"})
 
 
-@pytest.mark.parametrize("options", [*TAUGHT.values(), *ALONE.values()], ids=[*TAUGHT, *ALONE])
+@pytest.mark.parametrize("options", [*TAUGHT.values(), *BASELINE.values()], ids=[*TAUGHT, *BASELINE])
 def test_an_interrupted_run_ends_with_the_record_of_an_undisturbed_one(options, runs, tmp_path):
     teacher = {"teacher": next((runs / "digits").glob("mini_resnet_s.*")).name} if "method" in options else {}
     records = {}

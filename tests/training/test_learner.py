@@ -99,7 +99,7 @@ def test_the_learning_rate_finder_leaves_nothing_behind(runs):
 
 def test_a_loss_that_is_not_a_number_ends_the_run_with_its_name_and_epoch(tmp_path):
     experiment = Experiment({"student": "mini_plain_xs", "epochs": 2, "lr": 1e30}, tmp_path)
-    with pytest.raises(KdfastError, match=r"loss of run mini_plain_xs.plain.s0-\w+ is (nan|inf) in epoch \d+: lower lr"):
+    with pytest.raises(KdfastError, match=r"loss of run mini_plain_xs.baseline.s0-\w+ is (nan|inf) in epoch \d+: lower lr"):
         finish(experiment)
     assert not (experiment.folder / "record.json").exists()
 
@@ -113,9 +113,9 @@ def test_an_unknown_teacher_is_refused(runs):
     with pytest.raises(KdfastError, match="unknown model 'mini_resnet_z'; the nearest known: mini_resnet"):
         distilled(runs, teacher="mini_resnet_z")
     with pytest.raises(
-        KdfastError, match=r"unknown teacher run 'mini_resnet_s.plain.s0-0+'.* nearest known: .*mini_resnet_s.plain"
+        KdfastError, match=r"unknown teacher run 'mini_resnet_s.baseline.s0-0+'.* nearest known: .*mini_resnet_s.baseline"
     ):
-        distilled(runs, teacher="mini_resnet_s.plain.s0-00000000")
+        distilled(runs, teacher="mini_resnet_s.baseline.s0-00000000")
 
 
 @pytest.mark.parametrize(

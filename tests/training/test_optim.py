@@ -57,11 +57,11 @@ class Trace(Callback):
         self.rates.append([group["lr"] for group in hypers])
         self.momenta.append([group["mom"] for group in hypers])
         distill = getattr(self.learn, "distill", None)
-        self.adapters = dict(distill.adapters.named_parameters()) if distill else {}
+        self.projectors = dict(distill.projectors.named_parameters()) if distill else {}
         if len(self.rates) == 1:
-            self.adapters_before = {k: v.detach().clone() for k, v in self.adapters.items()}
+            self.adapters_before = {k: v.detach().clone() for k, v in self.projectors.items()}
         if self.zero:
-            for p in [*self.model.parameters(), *self.adapters.values()]:
+            for p in [*self.model.parameters(), *self.projectors.values()]:
                 p.grad.zero_()
 
     def after_step(self):
@@ -254,7 +254,7 @@ def test_adapters_decay_as_the_student_does_also_where_norms_do_not(digits, opti
     decay = {"lr": 0.05, "weight_decay": 0.1, "momentum": 0.9, "schedule": "constant"}
     teacher = Teacher(create_model("mini_resnet_s", 10, 8))
     learn, trace, _ = trained(digits, Trace(zero=True, states=False), by=teacher, **taught, **decay, **options)
-    weights = {k: v for k, v in learn.distill.adapters.named_parameters() if v.ndim > 1}
+    weights = {k: v for k, v in learn.distill.projectors.named_parameters() if v.ndim > 1}
     assert weights and len(trace.rates) == 10
     for name, after in weights.items():
         before = trace.adapters_before[name].numpy().astype(np.float64)
@@ -299,19 +299,19 @@ def test_one_cycle_rises_in_a_fifth_falls_until_four_fifths_and_rests(digits, de
     assert trace.momenta[0] == [trace.momenta[0][0]] * (1 if decay_norms else 2)
 
 
-@pytest.mark.parametrize(("epochs", "period"), [(4, 0), (4, 4), (4, 7), (3, 30)])
-def test_cosine_falls_from_the_rate_to_0_over_its_period(digits, epochs, period):
-    found, n, trace = rates(digits, epochs=epochs, schedule="cosine", period=period, optimizer="sgd")
-    expected = [0.1 * (1 + math.cos(math.pi * i / n / (period or epochs))) / 2 for i in range(epochs * n)]
+@pytest.mark.parametrize(("epochs", "t_max"), [(4, 0), (4, 4), (4, 7), (3, 30)])
+def test_cosine_falls_from_the_rate_to_0_over_its_period(digits, epochs, t_max):
+    found, n, trace = rates(digits, epochs=epochs, schedule="cosine", t_max=t_max, optimizer="sgd")
+    expected = [0.1 * (1 + math.cos(math.pi * i / n / (t_max or epochs))) / 2 for i in range(epochs * n)]
     assert len(found) == epochs * n and np.allclose(found, expected, rtol=1e-6, atol=1e-12)
     assert {m for each in trace.momenta for m in each} == {0.9}
 
 
-@pytest.mark.parametrize("period", [0, 8])
-def test_cosine_after_a_warm_up_begins_at_the_rate_and_ends_with_its_period(digits, period):
-    found, n, _ = rates(digits, epochs=5, schedule="cosine", period=period, warmup=2)
+@pytest.mark.parametrize("t_max", [0, 8])
+def test_cosine_after_a_warm_up_begins_at_the_rate_and_ends_with_its_period(digits, t_max):
+    found, n, _ = rates(digits, epochs=5, schedule="cosine", t_max=t_max, warmup=2)
     expected = [warm(i / n, 2) for i in range(2 * n)]
-    expected += [(1 + math.cos(math.pi * i / n / ((period or 5) - 2))) / 2 for i in range(3 * n)]
+    expected += [(1 + math.cos(math.pi * i / n / ((t_max or 5) - 2))) / 2 for i in range(3 * n)]
     assert np.allclose(found, 0.1 * np.array(expected), rtol=1e-6, atol=1e-12)
 
 
@@ -471,7 +471,7 @@ class Stop(Callback):
             raise CancelFitException
 
 
-@pytest.mark.parametrize("options", [{}, {"mixup": 0.4}], ids=["plain", "mixed"])
+@pytest.mark.parametrize("options", [{}, {"mixup": 0.4}], ids=["baseline", "mixed"])
 def test_a_fit_that_is_cut_short_leaves_the_loss_plain(digits, options):
     learn, trace, _ = trained(digits, Stop(), label_smoothing=0.2, **options)
     assert len(trace.losses) == 14

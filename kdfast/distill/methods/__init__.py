@@ -5,7 +5,7 @@ What a method is, and how to add one, is in `kdfast.distill.method`; the losses 
 
 from kdfast.distill.methods.feature import AT, CAT, NST, OFD, FitNet
 from kdfast.distill.methods.relation import CC, PKT, RKD, SP
-from kdfast.distill.methods.response import DIST, DKD, KD, NKD, WSLD, Hard, Standardized
+from kdfast.distill.methods.response import DIST, DKD, KD, NKD, WSLD, HardLabel, Standardized
 
-__all__ = ["AT", "CAT", "CC", "DIST", "DKD", "KD", "NKD", "NST", "OFD", "PKT", "RKD", "SP", "WSLD", "FitNet", "Hard"]
+__all__ = ["AT", "CAT", "CC", "DIST", "DKD", "KD", "NKD", "NST", "OFD", "PKT", "RKD", "SP", "WSLD", "FitNet", "HardLabel"]
 __all__ += ["Standardized"]

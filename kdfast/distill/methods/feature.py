@@ -13,7 +13,7 @@ from kdfast.distill.schedules import Weight
 class FitNet(Method):
     """The teacher's map at a stage (from 1; the last where there are fewer), through a regressor on the student's."""
 
-    formula, taps = "fitnet", ("stages",)
+    formula, features = "fitnet", ("stages",)
     trains = "convolution to the teacher's channels and size, BatchNorm, ReLU"
 
     def __init__(self, stage: int = 2, weight: Weight = 100, ce: Weight = 1):
@@ -28,14 +28,14 @@ class FitNet(Method):
 
     def loss(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         s, t = self._maps(student, teacher)
-        return losses.fitnet(*match(self.adapters(s), t))
+        return losses.fitnet(*match(self.projectors(s), t))
 
 
 @register("at")
 class AT(Method):
     """Where the stages' maps have their energy."""
 
-    formula, taps = "at", ("stages",)
+    formula, features = "at", ("stages",)
 
     def __init__(self, p: float = 2, weight: Weight = 1000, ce: Weight = 1):
         super().__init__(weight, ce, p=p)
@@ -48,7 +48,7 @@ class AT(Method):
 class NST(Method):
     """The distribution of the channels' patterns in the stages' maps."""
 
-    formula, taps = "nst", ("stages",)
+    formula, features = "nst", ("stages",)
 
     def __init__(self, weight: Weight = 50, ce: Weight = 1):
         super().__init__(weight, ce)
@@ -61,7 +61,7 @@ class NST(Method):
 class OFD(Method):
     """Maps before the ReLU that ends a stage, through connectors: Σ_i l_i / 2^(n−i−1), the deepest of n counts most."""
 
-    formula, taps = "ofd", ("pre_relu",)
+    formula, features = "ofd", ("pre_relu",)
     trains = "1×1 convolution and BatchNorm to the teacher's channels, a stage each"
 
     def __init__(self, weight: Weight = 0.001, ce: Weight = 1):
@@ -74,7 +74,7 @@ class OFD(Method):
     def loss(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         total, n = 0, len(student.pre_relu)
         for i, (s, t, m) in enumerate(zip(student.pre_relu, teacher.pre_relu, teacher.margins, strict=True)):
-            total = total + losses.ofd(*match(self.adapters[i](s), t), m) / 2 ** (n - i - 1)
+            total = total + losses.ofd(*match(self.projectors[i](s), t), m) / 2 ** (n - i - 1)
         return total
 
 
@@ -82,7 +82,7 @@ class OFD(Method):
 class CAT(Method):
     """Class activation maps: the classifier at every place of the last map."""
 
-    formula, taps = "cat", ("cam",)
+    formula, features = "cat", ("cam",)
 
     def __init__(self, size: int = 2, normalize: bool = False, weight: Weight = 15, ce: Weight = 1):
         super().__init__(weight, ce, size=size, normalize=normalize)

@@ -13,7 +13,7 @@ from kdfast.distill.schedules import Weight
 class SP(Method):
     """Which examples of the batch have similar last maps."""
 
-    formula, taps = "sp", ("last",)
+    formula, features = "sp", ("last",)
 
     def __init__(self, weight: Weight = 3000, ce: Weight = 1):
         super().__init__(weight, ce)
@@ -26,7 +26,7 @@ class SP(Method):
 class RKD(Method):
     """Distances and angles between the batch's pooled features."""
 
-    formula, taps = "rkd", ("pooled",)
+    formula, features = "rkd", ("pooled",)
 
     def __init__(self, distance: float = 25, angle: float = 50, weight: Weight = 1, ce: Weight = 1):
         super().__init__(weight, ce, distance=distance, angle=angle)
@@ -39,7 +39,7 @@ class RKD(Method):
 class PKT(Method):
     """The probability of picking a neighbour by the cosine of pooled features."""
 
-    formula, taps = "pkt", ("pooled",)
+    formula, features = "pkt", ("pooled",)
 
     def __init__(self, weight: Weight = 30000, ce: Weight = 1):
         super().__init__(weight, ce)
@@ -52,7 +52,7 @@ class PKT(Method):
 class CC(Method):
     """How the differences of neighbours in the batch correlate, in embeddings of both nets' pooled features."""
 
-    formula, taps = "cc", ("pooled",)
+    formula, features = "cc", ("pooled",)
     trains = "linear layer to `dim` features on each of both nets"
 
     def __init__(self, dim: int = 128, weight: Weight = 0.02, ce: Weight = 1):
@@ -62,5 +62,5 @@ class CC(Method):
         return nn.ModuleList(nn.Linear(net.pooled.shape[1], int(self.dim)) for net in (student, teacher))
 
     def loss(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        s, t = self.adapters[0](student.pooled), self.adapters[1](teacher.pooled)
+        s, t = self.projectors[0](student.pooled), self.projectors[1](teacher.pooled)
         return losses.cc(s - t, torch.zeros_like(s))  # |s − t|, and the teacher's embedding learns too

@@ -31,9 +31,9 @@ class KD(Method):
         return f"KD(T={self.T}, alpha={self.alpha})"
 
 
-@register("hard")
-class Hard(Method):
-    """The teacher's decision as a second label."""
+@register("hard_label")
+class HardLabel(Method):
+    """Hard-label distillation: the teacher's decision as a second label."""
 
     formula = "hard"
 
