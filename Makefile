@@ -4,9 +4,11 @@ PYTHON ?= python3.11
 # cpu, cu130, … take torch from PyTorch's own index; empty: from PyPI (with CUDA on Linux, several GB)
 TORCH_BACKEND ?=
 RERUN ?=
+ALL ?=
 PROFILE ?=
 CLEAR ?=
 RUN ?=
+ALL ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,7 +25,7 @@ UV := UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1|/' | awk -F'|' '{printf "  %-12s %s\n", $$1, $$2}'
 
-reproduce: ## train what is missing of STUDY (default digits), analyse your runs, build build/<study>/paper.pdf; RERUN=1 retrains runs made by stale; PROFILE=slurm does it on a cluster
+reproduce: ## train what is missing of STUDY (default digits), analyse your runs, build build/<study>/paper.pdf; RERUN=1 retrains stale ones and those of other data; PROFILE=slurm does it on a cluster
 	@$(MAKE) --no-print-directory -j2 env tex
 	@$(BIN)/python -m kdfast reproduce --study $(STUDY) $(if $(RERUN),--rerun) $(if $(PROFILE),--profile $(PROFILE))
 
@@ -40,14 +42,14 @@ verify: env ## rerun a random cell of the released STUDY and compare: equal on t
 efficiency: env ## measure speed, memory and size of STUDY's networks and exported students, on a quiet machine
 	@$(BIN)/python -m kdfast efficiency --study $(STUDY)
 
-status: env ## list the runs of STUDY: done, made by stale, failed or missing
+status: env ## list the runs of STUDY: done, stale, of other data, failed or missing
 	@$(BIN)/python -m kdfast status --study $(STUDY)
 
 cache: env ## list the cached teacher outputs; CLEAR=1 removes it
 	@$(BIN)/python -m kdfast cache $(if $(CLEAR),--clear)
 
-doctor: env ## check every record, its weights and predictions, checkpoints and cached teacher outputs; names what is damaged
-	@$(BIN)/python -m kdfast doctor
+doctor: env ## check every record, its weights and predictions, checkpoints and cached teacher outputs; names what is damaged; ALL=1 evaluates the weights of all runs, not of a few
+	@$(BIN)/python -m kdfast doctor $(if $(ALL),--all)
 
 bench: env ## measure what distillation costs here, on a quiet machine (half an hour); results go to benchmarks/results/
 	@$(UV) -e ".[bench]"

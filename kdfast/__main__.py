@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
         "release": "copy your records of a study to experiments/results/<study>/",
         "verify": "rerun a random cell of a released study and compare it with what was released",
         "efficiency": "measure speed, memory and size of a study's networks and exported students",
-        "status": "list a study's runs as done, made by stale, failed or missing",
+        "status": "list a study's runs as done, stale (made by other code), of other data, failed or missing",
         "doctor": "check every record, its files, checkpoints and cached teacher outputs; names what is damaged",
         "cache": "list the cached teacher outputs",
     }.items():
@@ -27,10 +27,11 @@ def main(argv: list[str] | None = None) -> int:
             command.add_argument("--clear", action="store_true", help="remove it; runs compute anew what they need")
             continue
         if name == "doctor":
+            command.add_argument("--all", action="store_true", help="evaluate the weights of all runs, not of a few")
             continue
         command.add_argument("--study", default="" if name == "paper" else "digits")
         if name == "reproduce":
-            command.add_argument("--rerun", action="store_true", help="retrain the runs made by stale")
+            command.add_argument("--rerun", action="store_true", help="retrain the runs that are stale or of other data")
             command.add_argument("--profile", default="", help="where the runs go: a folder in experiments/profiles, or a path")
         if name == "verify":
             command.add_argument("--run", default="", help="id of the run; default: one at random")
@@ -51,9 +52,9 @@ def _run(args: argparse.Namespace) -> int:
         snakemake.show_status(args.study)
         return 0
     if args.command == "doctor":
-        from kdfast.study.doctor import examine
+        from kdfast.study.doctor import SAMPLE, examine
 
-        return examine()
+        return examine(None if args.all else SAMPLE)
     if args.command == "cache":
         snakemake.show_cache(args.clear)
         return 0
@@ -74,7 +75,7 @@ def _run(args: argparse.Namespace) -> int:
         return _built(snakemake.snakemake([args.study] if args.study else released(), "released", args.snakemake),
                       "build/paper.pdf")  # fmt: skip
     if args.rerun:
-        print(f"{snakemake.forget_outdated(args.study)} runs made by stale will be trained again")
+        print(f"{snakemake.forget_outdated(args.study)} stale runs will be trained again")
     return _built(snakemake.snakemake([args.study], "runs", args.snakemake, args.profile), f"build/{args.study}/paper.pdf")
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from kdfast.core.defaults import usual
+from kdfast.core.defaults import NAMED, usual
 from kdfast.core.errors import KdfastError, unknown
 
 BASELINE = "baseline"  # the method of a run without a teacher
@@ -168,8 +168,15 @@ class Run(Training):
 
 
 def dataset_slug(dataset: str) -> str:
-    """The data set's name in folder names: its own, or the last part of a path."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", Path(dataset).name) or "folder"
+    """The data set's name in folder names: its own, or the last part of a path and 6 hex digits of the whole path's SHA-256.
+
+    Two folders of one last name, `2023/flowers` and `2024/flowers`, are two data sets: neither may find the other's teachers.
+    """
+    if dataset in NAMED:
+        return dataset
+    path = Path(dataset).expanduser()
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", path.name) or "folder"
+    return f"{name}-{hashlib.sha256(str(path.resolve()).encode(errors='surrogateescape')).hexdigest()[:6]}"
 
 
 def check_parameters(namespace: Mapping[str, Any], resolve_teacher=None) -> Run:

@@ -1,7 +1,10 @@
 """Files written whole or not at all."""
 
 import os
+import tempfile
 from pathlib import Path
+
+from kdfast.core.errors import KdfastError
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -16,3 +19,13 @@ def write_atomically(path: Path, content: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """A KdfastError where `folder`, or what will hold it, cannot be written to; known before hours of training, not after."""
+    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise KdfastError(f"{folder} cannot be written ({error.strerror or error}): choose another folder for runs") from None

@@ -18,7 +18,7 @@ from kdfast.core import provenance
 from kdfast.core.code import code_of, plugin_digests, plugin_packages, uses
 from kdfast.core.config import BASELINE, Run, check_parameters, dataset_slug
 from kdfast.core.errors import KdfastError, number_given, unknown
-from kdfast.core.files import write_atomically
+from kdfast.core.files import check_writable, write_atomically
 from kdfast.core.records import PREDICTIONS, RECORD, WEIGHTS, Record, pack_predictions, read_record, write_record  # fmt: skip
 from kdfast.data.datasets import load_data
 from kdfast.data.loaders import ImageData
@@ -29,6 +29,7 @@ from kdfast.distill.teacher import Teacher
 from kdfast.distill.teacher_outputs import Cached, CachedOutputs
 from kdfast.experiment import distributed
 from kdfast.experiment.teachers import load_teacher
+from kdfast.models.pretrained import load_weights
 from kdfast.models.registry import architecture, count_parameters
 from kdfast.training.checkpoint import Checkpoint
 from kdfast.training.learner import create_learner, fit, history, plateau, to_cpu
@@ -58,6 +59,8 @@ class Experiment:
         self.folder, self.tracker = self.runs / self.run.folder_name, tracker
         create_tracker(tracker, self.run, self.folder, None)  # an unknown one is refused now
         self.seconds: dict[str, float] = {}
+        self.state = "new"  # of its Learner: new, then trained in part while it fits, then trained
+        check_writable(self.folder)
 
     def resolve_teacher(self, teacher: str, dataset: str, seed: int) -> str:
         """The id of the teacher's run: given as such, or found as the one baseline of that model with that seed."""
@@ -94,6 +97,8 @@ class Experiment:
         self.trackers = create_tracker(self.tracker, self.run, self.folder, self._teacher_summary())
         every = number_given("KDFAST_CHECKPOINT_S", EVERY, "seconds")
         self.learn.add_cbs([*self.trackers, Checkpoint(self.folder / CHECKPOINT, self._about(), every)])
+        load_weights(self.learn.model, to_cpu(self.learn.model.state_dict()))  # what cannot be written and read again says so now
+        self.state = "new"
         return self.learn
 
     def _about(self) -> dict:
@@ -111,19 +116,26 @@ class Experiment:
         }
 
     def fit(self, progress: bool = True) -> None:
-        """Train; the seconds it takes go into the record."""
+        """Train; the seconds it takes go into the record.
+
+        A record is of one whole run from its own start: where this Learner has been trained before, to its end or not, a fresh
+        one begins anew, or goes on where the interrupted one left its checkpoint.
+        """
         if self.run.processes > 1 and num_distrib() == 0:
             distributed.check(self.run.batch_size, len(self.data.splits["train"]), self.run.processes)
             distributed.train(self.run.model_dump(), self.runs, self.tracker, self.run.processes)
             self._take_over(read_record(self.folder / RECORD))
             return
-        start = time.perf_counter()
+        if self.state != "new":
+            self.learner()
+        start, self.state = time.perf_counter(), "trained in part"
         fit(self.learn, self.run, progress)
+        self.state = "trained"
         self.seconds["training"] = time.perf_counter() - start + self.learn.checkpoint.before
 
     def _take_over(self, record: Record) -> None:
         """Have in this Learner what other processes trained, for those who look at it."""
-        self.learn.model.load_state_dict(load_file(self.folder / WEIGHTS))
+        load_weights(self.learn.model, load_file(self.folder / WEIGHTS))
         self.learn.recorder.metric_names = L("epoch", *record.history, "time")
         self.learn.recorder.values = [list(row) for row in zip(*record.history.values(), strict=True)]
 
@@ -134,13 +146,16 @@ class Experiment:
         """
         if self.run.processes > 1 and num_distrib() == 0:
             return read_record(self.folder / RECORD)
+        epochs = len(self.learn.recorder.values) if self.state == "trained" else 0
+        if epochs != self.run.epochs:
+            raise KdfastError(f"run {self.run.id} is {self.state}, not trained to its last epoch: call fit() before finish()")
         start = time.perf_counter()
         self.taught = self._teachers_test_logits()
         last_state = to_cpu(self.learn.model.state_dict())
         last, logits, labels = self._evaluate(epoch=self.run.epochs - 1)
-        self.learn.model.load_state_dict(self.learn.keep_best.best_state)
+        load_weights(self.learn.model, self.learn.keep_best.best_state)
         best, _, _ = self._evaluate(epoch=self.learn.keep_best.best_epoch)
-        self.learn.model.load_state_dict(last_state)
+        load_weights(self.learn.model, last_state)
         self.seconds["evaluation"] = time.perf_counter() - start
         weights = save(last_state)
         record = self._record(weights, last, best)

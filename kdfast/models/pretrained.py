@@ -56,6 +56,20 @@ def read_weights(path: Path) -> State:
     return state
 
 
+def load_weights(model: nn.Module, state: State, ours: State | None = None) -> None:
+    """`load_state_dict` of plain tensors by name, which must be the model's, all of them unless `ours` has the others.
+
+    Through the model's own state dict, for that carries the versions of its layers: MNASNet loads nothing without them.
+    """
+    own = model.state_dict() if ours is None else ours
+    odd = set(state) ^ set(own) if ours is None else set()
+    if odd:
+        raise KdfastError(f"the weights do not fit the network: only one of them has {min(odd)}")
+    for key in state:
+        own[key] = state[key]
+    model.load_state_dict(own)
+
+
 def _imagenet(name: str, weights: str) -> State:
     version = weights.partition(":")[2] or "DEFAULT"
     try:
@@ -105,7 +119,4 @@ def _load(model: nn.Module, state: State, where: str, weights: str) -> None:
         if theirs.shape != value.shape:
             shapes = f"{tuple(theirs.shape)}, not {tuple(value.shape)}"
             raise KdfastError(f"{weights} has {key} of shape {shapes}: it is of another network or image size")
-    for key in list(ours):  # into their own state dict, which carries layers' versions
-        if key in state and state[key].shape == ours[key].shape:
-            ours[key] = state[key]
-    model.load_state_dict(ours)
+    load_weights(model, {key: value for key, value in state.items() if key in ours and value.shape == ours[key].shape}, ours)

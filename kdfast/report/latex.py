@@ -93,6 +93,11 @@ def load(study: str, records: str) -> tuple[Study, list[Record], pd.DataFrame]:
     """A study, its records (`records`: "runs" or "released") and their tidy table."""
     plan = study_named(study)
     found = [read_record(path) for path in record_paths(plan, study, records)]
+    prints = {(r.data["fingerprint"], r.parameters["fold"]) for r in found}
+    if len(prints) > len({fold for _, fold in prints}):
+        raise KdfastError(
+            f"study {study} has records of different data ({', '.join(sorted(p for p, _ in prints))}): train it anew"
+        )
     return plan, found, tidy(found)
 
 

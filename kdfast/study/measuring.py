@@ -81,12 +81,13 @@ def _exported(run: Run) -> dict | None:
 
     from kdfast.deploy.export import export_student
     from kdfast.experiment.runner import Experiment
+    from kdfast.models.pretrained import load_weights
 
     record, plain = read_record(folder / RECORD), run.model_dump() | {"teacher": "", "method": "baseline", "method_args": {}}
     experiment = Experiment(plain | AS_IT_IS, "runs")
     experiment.load()
     learn = experiment.learner()
-    learn.model.load_state_dict(load_file(folder / WEIGHTS))
+    load_weights(learn.model, load_file(folder / WEIGHTS))
     exported = export_student(learn, EXPORTED / run.id, record=record)
     size = {"onnx_bytes": exported.onnx.stat().st_size, "int8_bytes": exported.int8.stat().st_size}
     teacher = record.teacher["model"] if record.teacher else None

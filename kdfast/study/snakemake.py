@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -80,6 +80,8 @@ def snakemake(studies: list[str], records: str, extra: list[str], profile: str =
         for study in wanted:
             study.check_names()
         fetch_data(wanted)
+        for name in studies:
+            refuse_other_data(name)
     planned = plan(studies, records)
     with alone():
         if records == "runs":
@@ -113,14 +115,48 @@ def profile_folder(profile: str) -> Path:
 
 
 def states(study: str) -> dict[Run, str]:
-    """Each run of a study: done, stale (done by other sources or another notebook), failed or missing."""
-    return {run: _state(Path("runs") / run.folder_name, run) for run in study_named(study).runs()}
+    """Each run of a study: done, stale (made by other code), other data (than the data set is now), failed or missing."""
+    runs = study_named(study).runs()
+    now = {}
+    if any((Path("runs") / run.folder_name / RECORD).is_file() for run in runs):
+        now = fingerprints(runs)
+    return {run: _state(Path("runs") / run.folder_name, run, now.get(_data_of(run))) for run in runs}
 
 
-def _state(folder: Path, run: Run) -> str:
+def _state(folder: Path, run: Run, fingerprint: str | None) -> str:
     if (folder / RECORD).is_file():
-        return "done" if read_record(folder / RECORD).code["hash"] == code_of(run) else "stale"
+        record = read_record(folder / RECORD)
+        if fingerprint is not None and record.data["fingerprint"] != fingerprint:
+            return "other data"
+        return "done" if record.code["hash"] == code_of(run) else "stale"
     return "failed" if failure(folder / "experiment.ipynb") else "missing"
+
+
+def _data_of(run: Run) -> tuple:
+    return run.dataset, run.image_size, run.valid_pct, run.folds, run.fold
+
+
+def fingerprints(runs: Iterable[Run]) -> dict[tuple, str]:
+    """The fingerprints that the runs' data have now, by data set, size and split; a data set that is not here is left out."""
+    from kdfast.data.datasets import load_data  # with torch
+    from kdfast.data.splits import HoldOut
+
+    found = {}
+    for key in dict.fromkeys(map(_data_of, runs)):
+        dataset, size, *split = key
+        with suppress(KdfastError):
+            found[key] = load_data(dataset, size, HoldOut(*split)).fingerprint
+    return found
+
+
+def refuse_other_data(study: str) -> None:
+    """A KdfastError where finished runs were made of other data than the data set is now: a study never mixes the two."""
+    other = [run.id for run, state in states(study).items() if state == "other data"]
+    if other:
+        raise KdfastError(
+            f"{len(other)} runs of study {study} ({other[0]} for one) were trained on other images, labels or another split than "
+            f"{study_named(study).dataset} has now: make reproduce STUDY={study} RERUN=1 trains them again"
+        )
 
 
 def show_status(study: str) -> None:
@@ -129,7 +165,7 @@ def show_status(study: str) -> None:
     console, table = Console(), Table(title=f"study {study}: {len(found)} runs", title_justify="left")
     table.add_column("state")
     table.add_column("runs", justify="right")
-    for state in ("done", "stale", "failed", "missing"):
+    for state in ("done", "stale", "other data", "failed", "missing"):
         table.add_row(state, str(sum(s == state for s in found.values())))
     console.print(table)
     for run, state in found.items():
@@ -138,8 +174,8 @@ def show_status(study: str) -> None:
             console.print(f"failed      {run.id}: {why}", highlight=False, soft_wrap=True)
         elif state != "done":
             console.print(f"{state:11s} {run.id}", highlight=False, soft_wrap=True)
-    if "stale" in found.values():
-        console.print(f"make reproduce STUDY={study} RERUN=1 retrains the runs made by stale")
+    if {"stale", "other data"} & set(found.values()):
+        console.print(f"make reproduce STUDY={study} RERUN=1 retrains the runs that are stale or of other data")
 
 
 def show_cache(clear: bool = False) -> None:
@@ -160,8 +196,8 @@ def show_cache(clear: bool = False) -> None:
 
 
 def forget_outdated(study: str) -> int:
-    """Remove the records made by stale, so that their runs are trained again; returns how many."""
-    outdated = [run for run, state in states(study).items() if state == "stale"]
+    """Remove the records that are stale or of other data, so that their runs are trained again; returns how many."""
+    outdated = [run for run, state in states(study).items() if state in ("stale", "other data")]
     for run in outdated:
         (Path("runs") / run.folder_name / RECORD).unlink()
     return len(outdated)

@@ -54,7 +54,8 @@ class Checkpoint(Callback):
 
     def after_epoch(self):
         now = time.perf_counter()
-        if rank_distrib() == 0 and self.epoch + 1 < self.n_epoch and now - self.written >= self.every:
+        ended = self.epoch + 1 == self.n_epoch and self.before + now - self.began >= self.every > 0  # what follows may fail
+        if rank_distrib() == 0 and (ended or (self.epoch + 1 < self.n_epoch and now - self.written >= self.every)):
             spent = {"epoch": self.epoch, "seconds": self.before + now - self.began, "resumed": self.resumed}
             try:
                 write(self.path, {"about": self.about, **spent, "state": collect(self.learn)})
