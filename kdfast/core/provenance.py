@@ -27,7 +27,10 @@ def digest(content) -> str:
 
 
 def git_state(root: Path = ROOT) -> dict[str, str | bool | None]:
-    """The commit, and whether tracked files differ from it but for what measurements write; None and False outside git."""
+    """The commit, and whether tracked files differ from it but for what measurements write.
+
+    Outside git the commit is what KDFAST_COMMIT names, for a copy of the sources on a machine that has no repository; or None.
+    """
 
     def git(*args: str) -> str:
         return subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
@@ -36,7 +39,7 @@ def git_state(root: Path = ROOT) -> dict[str, str | bool | None]:
         changed = git("status", "--porcelain", "-uno", "--", ".", *(f":!{path}" for path in MEASURED))
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
     except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": False}
+        return {"commit": os.environ.get("KDFAST_COMMIT") or None, "dirty": False}
 
 
 def versions() -> dict[str, str]:

@@ -97,7 +97,7 @@ def test_a_run_on_two_processes_gets_both_and_others_wait(two):
 
 
 def test_a_killed_holder_lets_go(two):
-    code = f"import time; from pathlib import Path; from kdfast import gpus\nwith gpus.taken(2, Path({str(two)!r})):\n "
+    code = f"import time; from pathlib import Path; from kdfast.core import gpus\nwith gpus.taken(2, Path({str(two)!r})):\n "
     code += "print('has', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "has\n"

@@ -17,7 +17,7 @@ def test_small_networks_give_a_logit_a_class_at_any_small_size(name, size):
 
 
 def test_families_grow_from_xs_to_xl():
-    for family in ("resnet", "baseline", "mobile"):
+    for family in ("resnet", "plain", "mobile"):
         counts = [count_parameters(create_model(f"mini_{family}_{size}", 10, 8)) for size in ("xs", "s", "m", "l", "xl")]
         assert counts == sorted(counts) and len(set(counts)) == 5
         assert {architecture(f"mini_{family}_{size}").family for size in ("xs", "xl")} == {family}

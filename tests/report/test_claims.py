@@ -83,7 +83,7 @@ def test_teachers_that_do_not_matter_are_no_evidence():
     assert "no evidence that a better teacher makes a better student" in sentence and "went with" not in sentence
 
 
-def test_the_gap_recovered_is_withheld_where_the_teacher_is_not_better():
+def test_the_gap_recovered_is_not_reported_where_the_teacher_is_not_better():
     gap = 0.955 - 0.9  # of the only same-architecture teacher of two
     sentence = claims.family_sentence(compare(runs(0.4 * gap, 0, teachers=2)), "same")
     assert float(sentence.split("In the median pair, ")[1].split("\\,")[0]) == pytest.approx(40, abs=2)

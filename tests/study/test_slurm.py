@@ -203,7 +203,7 @@ def test_an_unknown_profile_is_refused_with_those_that_are_known():
     assert done.returncode == 2 and "unknown profile 'slum'" in done.stderr and "slurm" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["digits", "digits_methods", "imagenette"])
+@pytest.mark.parametrize("name", ["digits", "digits_methods"])
 def test_estimates_are_above_what_released_runs_took_and_limits_far_above(name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("kdfast.study.resources.COSTS", tmp_path / "costs.json")
