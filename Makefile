@@ -4,10 +4,12 @@ PYTHON ?= python3.11
 # cpu, cu130, … take torch from PyTorch's own index; empty: from PyPI (with CUDA on Linux, several GB)
 TORCH_BACKEND ?=
 RERUN ?=
+N ?=
 ALL ?=
 PROFILE ?=
 CLEAR ?=
 RUN ?=
+N ?=
 ALL ?=
 
 VENV := .venv
@@ -36,8 +38,8 @@ paper: ## build build/paper.pdf from the released records of all studies, or of 
 release: env ## copy your records of STUDY to experiments/results/<study>/ for committing
 	@$(BIN)/python -m kdfast release --study $(STUDY)
 
-verify: env ## rerun a random cell of the released STUDY and compare: equal on the same processor and versions, else within its seeds' spread
-	@OMP_NUM_THREADS=1 $(BIN)/python -m kdfast verify --study $(STUDY) $(if $(RUN),--run $(RUN))
+verify: env ## rerun a random cell (N=3: three) of the released STUDY and note in its verified.json: equal on the same processor and versions, else within its seeds' spread
+	@OMP_NUM_THREADS=1 $(BIN)/python -m kdfast verify --study $(STUDY) $(if $(RUN),--run $(RUN)) $(if $(N),--n $(N))
 
 efficiency: env ## measure speed, memory and size of STUDY's networks and exported students, on a quiet machine
 	@$(BIN)/python -m kdfast efficiency --study $(STUDY)

@@ -17,6 +17,9 @@ from kdfast.core.files import write_atomically
 
 SCHEMA = 2  # 1: before the weights on disk were those of the last epoch
 RECORD, PREDICTIONS, WEIGHTS = "record.json", "predictions.npz", "weights.safetensors"
+VERIFIED = (
+    "verified.json"  # beside a study's released records: which of them were made again, by which code, see kdfast.study.verify
+)
 
 
 class Record(BaseModel):
@@ -61,7 +64,12 @@ def read_record(path: Path) -> Record:
 
 def read_records(folder: Path) -> list[Record]:
     """All released records of a study folder (`<id>.json`), in the order of their ids."""
-    return [read_record(path) for path in sorted(Path(folder).glob("*.json"))]
+    return [read_record(path) for path in record_files(folder)]
+
+
+def record_files(folder: Path) -> list[Path]:
+    """The files of a study folder's released records, in the order of their ids."""
+    return sorted(path for path in Path(folder).glob("*.json") if path.name != VERIFIED)
 
 
 def tidy(records: Iterable[Record]) -> pd.DataFrame:

@@ -24,6 +24,7 @@ from kdfast.report import figures, protocol
 from kdfast.stats.paired import Estimate
 from kdfast.study.plan import record_path, study_named
 from kdfast.study.study_file import Study
+from kdfast.study.verify import standing
 
 _LATIN = {*map(chr, range(0xA1, 0x180))} - {"\u00ad"} | set("–—‘’“”…×·")  # what the paper's encoding has
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {c: "\\" + c for c in "&%$#_{}"}
@@ -136,6 +137,8 @@ def describe(section: Section, study: Study, records: list[Record], runs: pd.Dat
     section.text("code", tex(", ".join(sorted(set(runs.code_hash)))))
     commits = sorted({(r.code["commit"] or "none")[:12] + (" with changes" if r.code["dirty"] else "") for r in records})
     section.text("commits", tex(", ".join(commits)))
+    if "released" in section.out.parts:
+        section.text("verified", tex(f"There are {standing(section.study)}."))
     section.text("date", max(datetime.fromisoformat(r.time["started"]) for r in records).strftime("%-d %B %Y"))
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from kdfast.core.errors import KdfastError
 from kdfast.core.predictions import correct, predictions_path, read_predictions
-from kdfast.core.records import RECORD, WEIGHTS, Record, read_record
+from kdfast.core.records import RECORD, WEIGHTS, Record, read_record, record_files
 from kdfast.data.decoding import decoded_folder
 from kdfast.distill.cache import Cache, cache_folder
 from kdfast.study.plan import RESULTS
@@ -43,7 +43,7 @@ def findings(runs: Path = Path("runs"), results: Path = RESULTS, sample: int | N
     evaluated = records if sample is None else random.sample(records, min(sample, len(records)))
     for path in track(evaluated, description=f"{len(evaluated)} evaluated", transient=True):
         yield from _evaluation(path, again)
-    for path in sorted(results.glob("*/*.json")):
+    for path in (path for folder in sorted(results.glob("*")) for path in record_files(folder)):
         yield from _record(path, path.stem, "restore it from git, or release the study again")
     for path in sorted(runs.glob("*/*/checkpoint.pt")):
         if not whole(path):

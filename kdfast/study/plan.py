@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kdfast.core.config import Run
 from kdfast.core.errors import KdfastError
-from kdfast.core.records import RECORD
+from kdfast.core.records import RECORD, record_files
 from kdfast.study.resources import LIMIT, SMALL_S, Estimates, Needs, estimate_costs
 from kdfast.study.study_file import Study, load_study
 
@@ -134,7 +134,7 @@ class Plan:
     @property
     def released_records(self) -> list[str]:
         """All of all studies."""
-        return sorted(map(str, RESULTS.glob("[!.]*/*.json")))
+        return [str(path) for folder in sorted(RESULTS.glob("[!.]*")) for path in record_files(folder)]
 
     @property
     def measured(self) -> list[str]:
@@ -171,4 +171,4 @@ def unreleased(study: str) -> list[str]:
 
 def released() -> list[str]:
     """The studies with released records, in the order of their names."""
-    return sorted(p.name for p in RESULTS.glob("[!.]*") if any(p.glob("*.json")))
+    return sorted(p.name for p in RESULTS.glob("[!.]*") if record_files(p))

@@ -14,10 +14,10 @@ from rich.table import Table
 from kdfast.core.code import code_of
 from kdfast.core.config import Run
 from kdfast.core.errors import KdfastError, unknown
-from kdfast.core.records import PREDICTIONS, RECORD, read_record
+from kdfast.core.records import PREDICTIONS, RECORD, VERIFIED, read_record
 from kdfast.kernels import client
 from kdfast.study.failures import failure
-from kdfast.study.plan import RESULTS, plan, study_named
+from kdfast.study.plan import RESULTS, plan, released, study_named
 from kdfast.study.progress import run_with_progress
 from kdfast.study.resources import estimate_costs
 from kdfast.study.slurm import cancel_leftovers, check_profile, settings_of
@@ -168,6 +168,10 @@ def show_status(study: str) -> None:
     for state in ("done", "stale", "other data", "failed", "missing"):
         table.add_row(state, str(sum(s == state for s in found.values())))
     console.print(table)
+    if study in released():
+        from kdfast.study.verify import standing  # with scipy, which jobs need not wait for
+
+        console.print(standing(study), highlight=False, soft_wrap=True)
     for run, state in found.items():
         if state == "failed":
             why = failure(Path("runs") / run.folder_name / "experiment.ipynb")
@@ -217,6 +221,8 @@ def release(study: str) -> int:
     for name, (record, predictions) in sources.items():
         shutil.copyfile(record, partial / f"{name}.json")
         shutil.copyfile(predictions, partial / f"{name}.npz")
+    if (final / VERIFIED).is_file():  # of runs that are released anew it is told by the hash of their weights
+        shutil.copyfile(final / VERIFIED, partial / VERIFIED)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     return sum(record.name == RECORD for record, _ in sources.values())

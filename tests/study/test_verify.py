@@ -84,3 +84,20 @@ def test_a_prediction_interval_holds_one_more_value_as_often_as_it_says():
         hits.append(low <= draws[5] <= high)
     assert stats.binomtest(sum(hits), len(hits), 0.95).pvalue > 0.001
     assert prediction_interval(np.array([1.0])) == (-np.inf, np.inf)
+
+
+def test_every_rerun_is_noted_beside_the_records_and_status_tells_of_the_last(study, tmp_path):
+    record = distilled(study)
+    assert "not verified since" in module.standing("tiny")
+    verify("tiny", record.id)
+    verify("tiny", record.id)
+    entries = module.verifications(tmp_path / "results" / "tiny")
+    assert [(e.run, e.outcome, e.released) for e in entries] == 2 * [(record.id, "equal", record.model["weights_sha256"])]
+    assert "2 made again (2 equal), last on" in module.standing("tiny") and "(the present code)" in module.standing("tiny")
+    assert len(module.choose("tiny")[1]) == len(study)
+
+
+def test_a_damaged_note_of_verifications_is_named(study, tmp_path):
+    (tmp_path / "results" / "tiny" / "verified.json").write_text("[{")
+    with pytest.raises(KdfastError, match=r"verified.json is damaged"):
+        module.standing("tiny")
