@@ -37,7 +37,7 @@ def pair_table(c: Comparison, family: str) -> pd.DataFrame:
     rows = []
     for cell in c.cells_of(family).itertuples():
         runs = c.distilled[(c.distilled.student == cell.student) & (c.distilled.teacher == cell.teacher)]
-        baseline = c.baselines[c.baseline.student == cell.student].test_top1
+        baseline = c.baselines[c.baselines.student == cell.student].test_top1
         rows.append({
             "student": tex(short(cell.student)),
             "teacher": tex(short(cell.teacher)),

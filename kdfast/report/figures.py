@@ -116,7 +116,7 @@ def _teachers(axis: Axes, runs: pd.DataFrame, styles: dict) -> dict[str, tuple[f
     for (teacher, family, parameters), row in table.iterrows():
         (x, x_sd), (y, y_sd) = row["teacher_top1"], row["test_top1"]
         colour, marker = styles[family]
-        axis.errorbar(x, y, x_sd, y_sd, color=colour, elinewidth=0.7, capsize=0, zorder=2)
+        axis.errorbar(x, y, xerr=x_sd, yerr=y_sd, color=colour, elinewidth=0.7, capsize=0, zorder=2)
         area = 20 + 130 * parameters / largest
         axis.scatter(x, y, area, color=[colour], marker=marker, edgecolor="white", linewidth=0.6, zorder=3)
         labels[short(teacher)] = x, y

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.collections import PathCollection
+from matplotlib.collections import LineCollection, PathCollection
 
 from kdfast.report import claims, costs, figures
 from kdfast.stats.comparison import compare
@@ -138,6 +138,33 @@ def test_points_of_the_scatter_are_the_means_over_seeds():
     drawn = sorted(tuple(dots.get_offsets()[0]) for dots in figure.axes[0].collections if isinstance(dots, PathCollection))
     means = 100 * compared.distilled.groupby("teacher")[["teacher_top1", "test_top1"]].mean()
     assert np.allclose(drawn, sorted(map(tuple, means.to_numpy())))
+
+
+def test_bars_of_the_scatter_are_the_standard_deviations_along_their_own_axes():
+    compared = compare(runs(0.02, 0.01, spread=0.01))
+    rng = np.random.default_rng(3)
+    taught = compared.distilled.assign(teacher_family="x")
+    taught["teacher_top1"] += rng.normal(0, 0.001, len(taught))  # far less than the students spread
+    figure = figures.teacher_against_student(taught, compared.baselines)
+    bars = [c for c in figure.axes[0].collections if isinstance(c, LineCollection)]
+    segments = [segment for bar in bars for segment in bar.get_segments()]
+    lengths = {way: sorted(abs(s[1] - s[0])[axis] for s in segments if abs(s[1] - s[0])[1 - axis] == 0)
+               for axis, way in enumerate(("across", "up"))}  # fmt: skip
+    spread = 200 * taught.groupby("teacher")[["teacher_top1", "test_top1"]].std()  # from one s.d. below to one above
+    assert np.allclose(lengths["across"], sorted(spread.teacher_top1)) and np.allclose(lengths["up"], sorted(spread.test_top1))
+
+
+def test_areas_of_the_scatter_grow_with_the_teachers_parameters():
+    compared = compare(runs(0.02, 0.01))
+    figure = figures.teacher_against_student(compared.distilled.assign(teacher_family="x"), compared.baselines)
+    dots = [c for c in figure.axes[0].collections if isinstance(c, PathCollection)]
+    areas = {round(float(c.get_offsets()[0][0]), 6): float(c.get_sizes()[0]) for c in dots}
+    sizes = compared.distilled.groupby("teacher")[["teacher_top1", "teacher_parameters"]].mean()
+    expected = {
+        round(100 * r.teacher_top1, 6): 20 + 130 * r.teacher_parameters / sizes.teacher_parameters.max()
+        for r in sizes.itertuples()
+    }
+    assert areas == pytest.approx(expected)
 
 
 def test_the_forest_has_the_best_method_on_top_and_words_name_it():
