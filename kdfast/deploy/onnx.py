@@ -5,16 +5,19 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import onnx
-import onnxruntime as ort
 import torch
-from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
-from onnxruntime.quantization.registry import QLinearOpsRegistry
-from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
 from kdfast.core.errors import KdfastError
+from kdfast.core.extras import extra
 from kdfast.models.flops import unfused
+
+with extra("export"):
+    import onnx
+    import onnxruntime as ort
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
+    from onnxruntime.quantization.registry import QLinearOpsRegistry
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
 OPSET = 17
 Network = Callable[[Tensor], Tensor]  # float images (N, 3, H, W) to logits (N, classes)

@@ -23,10 +23,12 @@ from fastai.torch_core import num_distrib, rank_distrib
 
 from kdfast.core.children import die_with_parent
 from kdfast.core.errors import KdfastError
+from kdfast.core.extras import require
 
 
 def join(learn: Learner) -> None:
     """Make a Learner of `create_learner` one of the processes that this one was started with."""
+    require("paper", "accelerate")
     from fastai.distributed import DistributedTrainer  # with accelerate: a second that other runs need not spend
 
     class Processes(DistributedTrainer):

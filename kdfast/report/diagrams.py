@@ -5,12 +5,15 @@ from itertools import cycle
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, Formatter, LogLocator, NullLocator, StrMethodFormatter
 
+from kdfast.core.extras import extra
 from kdfast.report.figures import COLUMN, MARKERS, family_styles, short
+
+with extra("paper"):
+    import seaborn as sns
 
 
 def training_curves(curves: pd.DataFrame) -> Figure:

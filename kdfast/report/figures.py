@@ -7,10 +7,14 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from kdfast.core.extras import extra
+
+with extra("paper"):
+    import seaborn as sns
 
 COLUMN = 6.3  # inches: the width of the paper's text
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")

@@ -11,10 +11,13 @@ from itertools import count, product
 import numpy as np
 import pandas as pd
 from scipy import special, stats
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 
 from kdfast.core.errors import KdfastError
+from kdfast.core.extras import extra
+
+with extra("paper"):
+    from statsmodels.stats.multitest import multipletests
+    from statsmodels.stats.power import TTestPower
 
 Values = float | np.ndarray
 CELL = ("teacher", "student", "method")

@@ -14,6 +14,7 @@ from rich.table import Table
 from kdfast.core.code import code_of
 from kdfast.core.config import Run
 from kdfast.core.errors import KdfastError, unknown
+from kdfast.core.extras import require
 from kdfast.core.records import PREDICTIONS, RECORD, VERIFIED, read_record
 from kdfast.kernels import client
 from kdfast.study.failures import failure
@@ -67,6 +68,7 @@ def snakemake(studies: list[str], records: str, extra: list[str], profile: str =
 
     `profile`: the name of a folder in experiments/profiles, or the path of one, that says where the runs go.
     """
+    require("paper", "snakemake", "papermill", "nbconvert", "seaborn", "statsmodels")
     if not studies:
         raise KdfastError(f"no study has released records in {RESULTS}: make reproduce, then make release")
     folder = profile_folder(profile) if profile else None

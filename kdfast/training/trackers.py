@@ -20,6 +20,7 @@ from fastai.learner import Recorder
 
 from kdfast.core.config import Run
 from kdfast.core.errors import KdfastError, unknown
+from kdfast.core.extras import extra
 from kdfast.core.files import write_atomically
 from kdfast.core.records import WEIGHTS, Record
 
@@ -32,10 +33,8 @@ def create_tracker(name: str, run: Run, folder: Path, teacher: dict | None) -> l
         raise unknown("tracker", name, TRACKERS)
     if name in ("tensorboard", "wandb"):
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else wandb reports its own to its makers
-        try:
+        with extra("track"):
             import_module(name)
-        except ImportError:
-            raise KdfastError(f"tracker {name} needs a package that is not installed: pip install {name}") from None
     kinds = {"none": [], "csv": [CSV], "tensorboard": [TensorBoard], "wandb": [WandB]}
     return [kind(run, Path(folder), teacher) for kind in kinds[name]]
 
