@@ -27,6 +27,7 @@ def _mapping(value: Any) -> Any:
             value = yaml.safe_load(value) or {}
         except yaml.YAMLError:
             raise ValueError("must be a mapping such as {T: 4, alpha: 0.5}") from None
+    value = exponents(value)
     if isinstance(value, dict):  # 4 and 4.0 are one value and must give one id
         value = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in value.items()}
     return value
@@ -42,10 +43,40 @@ def _sequence(value: Any) -> Any:
     return value
 
 
+SWITCH = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
+
+
+def switch(name: str, value: Any) -> bool:
+    """A yes or no in YAML's words, any case, as papermill's -p and people write it; a KdfastError for anything else."""
+    word = str(value).strip().lower()
+    if word not in SWITCH:
+        raise KdfastError(f"{name} must be yes or no (or true, false, on, off, 1, 0), not {value!r}")
+    return SWITCH[word]
+
+
+def exponents(value: Any) -> Any:
+    """Numbers such as 1e-3, which YAML takes for text unless they are written 1.0e-3, as numbers, in lists and mappings too."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return float(value)
+    if isinstance(value, dict):
+        return {k: exponents(v) for k, v in value.items()}
+    return [exponents(v) for v in value] if isinstance(value, list) else value
+
+
 class Strict(BaseModel):
-    """No unknown keys, no silent conversion of strings to numbers, no infinities."""
+    """No unknown keys, no infinities, no silent conversion of strings but YAML's words for yes and no and numbers like 1e-3."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_people_write_it(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        kinds = {name: field.annotation for name, field in cls.model_fields.items()}
+        read = {k: v if kinds.get(k) is str else exponents(v) for k, v in values.items()}
+        words = {k: SWITCH.get(v.strip().lower(), v) for k, v in read.items() if kinds.get(k) is bool and isinstance(v, str)}
+        return read | words
 
 
 class Training(Strict):

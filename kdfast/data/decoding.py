@@ -62,7 +62,7 @@ def _kept(files: Sequence[Path], size: int, resize: int) -> Path | None:
 
 def decoded_folder() -> Path:
     """Where decoded images are kept."""
-    return Path(os.environ.get("KDFAST_DECODED") or RUNS / ".decoded")
+    return Path(os.environ.get("KDFAST_DECODED") or RUNS / ".decoded").expanduser()
 
 
 def _check_memory(files: Sequence[Path], size: int) -> None:

@@ -41,7 +41,7 @@ def default_limit() -> float:
 
 def cache_folder(runs: str | Path) -> Path:
     """The cache beside the runs, `<runs>/.teacher_outputs`, unless KDFAST_CACHE names one that several checkouts share."""
-    return Path(os.environ.get("KDFAST_CACHE") or Path(runs) / ".teacher_outputs")
+    return Path(os.environ.get("KDFAST_CACHE") or Path(runs) / ".teacher_outputs").expanduser()
 
 
 class Cache:

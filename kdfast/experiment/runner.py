@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 
 from kdfast.core import provenance
 from kdfast.core.code import code_of, plugin_digests, plugin_packages, uses
-from kdfast.core.config import BASELINE, Run, check_parameters, dataset_slug
+from kdfast.core.config import BASELINE, Run, check_parameters, dataset_slug, switch
 from kdfast.core.errors import KdfastError, number_given, unknown
 from kdfast.core.files import check_writable, write_atomically
 from kdfast.core.records import PREDICTIONS, RECORD, WEIGHTS, Record, pack_predictions, read_record, write_record  # fmt: skip
@@ -48,7 +48,8 @@ class Experiment:
 
         `tracker`: where curves are logged in the run's folder, see `kdfast.training.trackers`.
         """
-        self.runs = Path(runs or provenance.RUNS)
+        self.runs = Path(runs or provenance.RUNS).expanduser()
+        self.explore = switch("explore", namespace.get("explore", False))  # papermill passes `no` as a word
         self.began, self.started = time.perf_counter(), datetime.now(UTC)
         git = provenance.git_state()  # as it is now, not when the run has ended
         self.run: Run = check_parameters(namespace, self.resolve_teacher)
@@ -252,7 +253,7 @@ class Experiment:
 
     def _initial(self) -> dict[str, dict]:
         """Where the weights came from, if not random, with the hash of the file or, of torchvision's, of the network."""
-        file = Path(self.run.weights)
+        file = Path(self.run.weights).expanduser()
         if not self.run.weights:
             return {}
         if file.is_file():

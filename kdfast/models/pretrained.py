@@ -41,6 +41,7 @@ def adapt(model: nn.Module, name: str, weights: str, head: str) -> None:
 
 def read_weights(path: Path) -> State:
     """A file's state dict, flat or under the name `state_dict` or `model`."""
+    path = path.expanduser()
     if not path.is_file():
         raise KdfastError(f"no weights at {path}: give imagenet, or the path of a .safetensors or .pth file")
     try:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shlex
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,7 +33,11 @@ def questions(study: Study) -> tuple[str, ...]:
 
 
 def study_named(name: str) -> Study:
-    """The study of experiments/studies/<name>.yaml."""
+    """The study of experiments/studies/<name>.yaml, given by its name or by that path."""
+    if name.endswith((".yaml", ".yml")) and Path(name).resolve().parent == STUDIES.resolve():
+        name = Path(name).stem
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise KdfastError(f"a study is named with letters, digits, - and _ (its folders are), not {name!r}: rename its file")
     return load_study(STUDIES / f"{name}.yaml")
 
 

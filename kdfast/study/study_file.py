@@ -49,7 +49,7 @@ class Study(Strict):
     views: int = Field(0, ge=0)
     teacher_outputs: OutputsFrom = "float16"  # what runs with a teacher have; see Run
     fallback: bool = True
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(min_length=1)
     training: Training = Training()
     models: dict[str, dict[str, Any]] = {}  # what is trained otherwise than `training` says, by model
     distilled: dict[str, Any] = {}  # and by runs with a teacher, beside the teacher

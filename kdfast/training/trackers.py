@@ -35,6 +35,8 @@ def create_tracker(name: str, run: Run, folder: Path, teacher: dict | None) -> l
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else wandb reports its own to its makers
         with extra("track"):
             import_module(name)
+    if name == "wandb":
+        _wandb_mode()  # a misspelt one is refused now
     kinds = {"none": [], "csv": [CSV], "tensorboard": [TensorBoard], "wandb": [WandB]}
     return [kind(run, Path(folder), teacher) for kind in kinds[name]]
 
@@ -117,6 +119,14 @@ class TensorBoard(Tracker):
         self.writer.close()
 
 
+def _wandb_mode() -> str:
+    """What WANDB_MODE asks for, in any case; a KdfastError for what wandb does not know, which it would take for online."""
+    asked, known = os.environ.get("WANDB_MODE", "").lower(), ("", "online", "offline", "disabled", "dryrun", "shared")
+    if asked not in known:
+        raise unknown("WANDB_MODE", asked, known[1:])
+    return asked
+
+
 class WandB(Tracker):
     """A run of the project kdfast, offline in `wandb/` unless the user is logged in or WANDB_MODE says otherwise.
 
@@ -125,7 +135,7 @@ class WandB(Tracker):
     """
 
     def open(self):
-        self.wandb, asked = import_module("wandb"), os.environ.get("WANDB_MODE")
+        self.wandb, asked = import_module("wandb"), _wandb_mode()
         known = self.wandb.api.api_key or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
         if asked == "online" and not known:  # wandb would ask for the key
             raise KdfastError("WANDB_MODE is online and no account is known: run `wandb login`, or set it to offline")
