@@ -71,8 +71,9 @@ slurm: ## install SLURM for the tests of clusters, which start one of their own 
 	  command -v apt-get >/dev/null || { echo "no apt-get: the tests of clusters are skipped" >&2; exit 1; }; \
 	  $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $(SLURM) >/dev/null; }
 
-lint: env ## check style and that notebooks hold no outputs
+lint: env ## check style, that imports go one way between the packages, and that notebooks hold no outputs
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/nbstripout --verify experiments/*.ipynb analysis/*.ipynb
 
 clean: ## remove what was built (figures, papers, the environment); runs/ stays
