@@ -31,9 +31,9 @@ epochs.
 
 `B` batch, `C` classes, `z` logits, `p = softmax(z/T)`, `s`/`t` student/teacher, `y` target class, `f` features.
 
-A method of logits and pooled features alone can be taught from cached teacher outputs (`teacher_outputs: float16`), which
-costs next to nothing; the others need a live teacher. The last column is a step with a live teacher over a step without one:
-{costs}.
+A method that reads only logits and pooled features can be taught from cached teacher outputs (`teacher_outputs: float16`), which
+costs next to nothing; the others need a live teacher. The column `cached` says which. The last column is a step with a live
+teacher over a step without one: {costs}.
 
 Stages are found by resolution in convolutional nets, the last output at each, and by depth in transformers; they are
 paired from the deepest. `Distill(teacher, method, stages=[…], teacher_stages=[…])` names them instead, by module path.
@@ -45,12 +45,12 @@ def page() -> str:
     classes = [_REGISTRY[name] for name in _REGISTRY if _REGISTRY[name].__module__.startswith(methods.__name__)]
     measured = json.loads(COSTS.read_text())
     costs = {row["method"]: row["/ baseline"] for row in measured["rows"]}
-    rows = ["| name | class | features | trains | weight | ce | stored | × step |", "|---|---|---|---|---|---|---|---|"]
+    rows = ["| name | class | features | trains | weight | ce | cached | × step |", "|---|---|---|---|---|---|---|---|"]
     for cls in classes:
         weight, ce = _weights(cls)
         features = ", ".join(WORDS[feature] for feature in cls.features) + (", targets" if cls().targets else "")
-        stored = "yes" if set(cls.features) <= FIELDS else "–"
-        cells = [f"`{cls.name}`", f"`{_class(cls)}`", features, cls.trains or "–", weight, ce, stored, f"{costs[cls.name]:.2f}"]
+        cached = "yes" if set(cls.features) <= FIELDS else "–"
+        cells = [f"`{cls.name}`", f"`{_class(cls)}`", features, cls.trains or "–", weight, ce, cached, f"{costs[cls.name]:.2f}"]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join([HEAD.replace("{costs}", _costs(measured)), *rows, *map(_section, classes)]) + "\n"
 

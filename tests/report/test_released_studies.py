@@ -51,9 +51,16 @@ def test_the_page_on_robustness_tells_what_was_measured():
     assert PAGE.read_text() == page()
 
 
-def test_the_readme_tells_what_records_and_benchmarks_say():
-    from kdfast.report.readme import blocks
+def test_readme_and_docs_tell_what_records_and_benchmarks_say():
+    from kdfast.report.readme import PARTS, page
 
-    text = (ROOT / "README.md").read_text()
-    for block in blocks().values():
-        assert block in text
+    for path in PARTS:
+        assert (ROOT / path).read_text() == page(path), f"{path}: run python -m kdfast.report.readme"
+
+
+def test_pages_without_released_records_say_so(monkeypatch):
+    from kdfast.report import readme
+
+    monkeypatch.setattr(readme, "complete", list)
+    assert readme.answer() == readme.results() == readme.UNTOLD
+    assert readme.NOT_RUN in readme.studies()
