@@ -214,7 +214,7 @@ def test_a_store_that_cannot_be_written_changes_nothing_but_the_time(data, tmp_p
         if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", folder], capture_output=True).returncode:
             pytest.skip("a read-only file system needs root")
     try:
-        with pytest.warns(UserWarning, match="cannot be stored in .*: this run computes its own"):
+        with pytest.warns(UserWarning, match="cannot be cached in .*: this run computes its own"):
             student, learn = trained(data, teacher, KD(), Cached(folder, limit_gb=limit))
     finally:
         subprocess.run(["umount", "-l", folder], capture_output=True)
@@ -241,7 +241,7 @@ def test_runs_at_the_same_time_divide_the_work_and_agree(tmp_path):
 @pytest.mark.parametrize(
     "method, cbs, said",
     [
-        (AT(), [], "the method compares stages, which are too large to be stored"),
+        (AT(), [], "the method compares stages, which are too large to be cached"),
         (KD(), [MixUp()], "MixUp changes the images after the view is drawn"),
         (KD(), [CutMix()], "CutMix changes the images after the view is drawn"),
     ],
@@ -269,7 +269,7 @@ def test_logits_beyond_float16_are_refused_with_the_remedy(data, tmp_path):
     loud = network("mini_resnet_s")
     with torch.no_grad():
         loud.head.bias += 1e6
-    with pytest.raises(KdfastError, match="which float16 does not hold: store float32"):
+    with pytest.raises(KdfastError, match="which float16 does not hold: cache float32"):
         trained(data, Teacher(loud, chunk=16), KD(), Cached(tmp_path))
     trained(data, Teacher(loud, chunk=16), KD(), Cached(tmp_path, "float32"), epochs=1)
 
@@ -305,7 +305,7 @@ def test_a_teachers_changed_weights_are_not_used(image_folder, tmp_path):
     content[-1] ^= 1
     weights.write_bytes(content)
     student = Experiment({**common, "student": "mini_resnet_xs", "teacher": "mini_resnet_s", "method": "kd"}, tmp_path / "runs")
-    with pytest.raises(KdfastError, match=r"is not what run mini_resnet_s\.plain\.s0-.* wrote"):
+    with pytest.raises(KdfastError, match=r"is not what run mini_resnet_s\.baseline\.s0-.* wrote"):
         finish(student)
 
 

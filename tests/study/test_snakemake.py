@@ -98,8 +98,8 @@ def test_every_run_leaves_record_weights_predictions_and_executed_notebook(check
 def test_answers_of_each_teacher_were_stored_once_for_all_its_students(checkout, finished):
     stored = list((checkout / "runs" / ".teacher_outputs").rglob("*.safetensors"))
     assert len(stored) == 2 * 2 * 2  # two teachers, two seeds, train and test
-    said = kdfast(checkout, "teacher_outputs")
-    assert len(re.findall(r"mini_plain_s\.plain\.s[01]-\w{8}\.digits\.train", said)) == 2 and "MB of at most 20,000" in said
+    said = kdfast(checkout, "cache")
+    assert len(re.findall(r"mini_plain_s\.baseline\.s[01]-\w{8}\.digits\.train", said)) == 2 and "MB of at most 20,000" in said
 
 
 def test_the_longest_runs_start_first_and_teachers_before_their_students(checkout, finished):
@@ -181,7 +181,7 @@ def test_another_seed_runs_its_own_runs_only(checkout, finished):
 
 def test_runs_of_other_code_are_told_and_retrained_only_when_asked(checkout, finished):
     before = records(checkout)
-    source = checkout / "kdfast" / "training.py"
+    source = checkout / "kdfast" / "training" / "learner.py"
     original = source.read_text()
     source.write_text(original + "\nCHANGED = True\n")
     try:
@@ -189,7 +189,7 @@ def test_runs_of_other_code_are_told_and_retrained_only_when_asked(checkout, fin
         kdfast(checkout, "reproduce", "--study", "small", "--", "runs")
         assert records(checkout) == before
         kdfast(checkout, "reproduce", "--study", "small", "--rerun", "--", "runs")
-        assert status(checkout) == {"done": 10, "stale": 0, "failed": 0, "missing": 0}
+        assert status(checkout) == {"done": 10, "stale": 0, "other data": 0, "failed": 0, "missing": 0}
         assert all(records(checkout)[run] > before[run] for run in before if ".s2-" not in run)
     finally:
         source.write_text(original)
