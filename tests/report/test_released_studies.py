@@ -56,11 +56,3 @@ def test_readme_and_docs_tell_what_records_and_benchmarks_say():
 
     for path in PARTS:
         assert (ROOT / path).read_text() == page(path), f"{path}: run python -m kdfast.report.readme"
-
-
-def test_pages_without_released_records_say_so(monkeypatch):
-    from kdfast.report import readme
-
-    monkeypatch.setattr(readme, "complete", list)
-    assert readme.answer() == readme.results() == readme.UNTOLD
-    assert readme.NOT_RUN in readme.studies()
