@@ -17,10 +17,10 @@ make_root() {
 in_root() {
   mkdir -p "$HOME/.cache/pip" "$1/root/.cache/pip" "$1${PIP_FIND_LINKS:-/tmp}"
   unshare --mount bash -euc '
-    mount --bind /dev "$1/dev" && mount -t proc proc "$1/proc" && mount -t tmpfs tmpfs "$1/dev/shm"
+    mount --rbind /dev "$1/dev" && mount -t proc proc "$1/proc" && mount -t tmpfs tmpfs "$1/dev/shm"
     mount --bind "$HOME/.cache/pip" "$1/root/.cache/pip"
     [ ! -d "${PIP_FIND_LINKS:-}" ] || mount --bind "$PIP_FIND_LINKS" "$1$PIP_FIND_LINKS"
     exec chroot "$1" env -i HOME=/root PATH=/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin LANG=C.UTF-8 \
-      PIP_FIND_LINKS="${PIP_FIND_LINKS:-}" TORCH_BACKEND="${TORCH_BACKEND:-}" bash -euc "cd /kdfast && $2"
+      SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt PIP_FIND_LINKS="${PIP_FIND_LINKS:-}" TORCH_BACKEND="${TORCH_BACKEND:-}" bash -euc "cd /kdfast && $2"
   ' in_root "$@"
 }
