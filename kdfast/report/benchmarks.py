@@ -78,7 +78,7 @@ def growth_sentence(amortise: Results) -> str:
     live, stored = (last[f"{kind} (s)"] / last["baseline (s)"] for kind in ("live", "cached"))
     return (
         f"A student of {s['epochs']} epochs takes {s['baseline_s']:.2f} s alone and {s['distilled_s']:.2f} s with the method's "
-        f"own terms; a live teacher ({tex(s['teacher'])}) adds {s['live_teacher_s']:.2f} s to every run, computing the stored "
+        f"own terms; a live teacher ({tex(s['teacher'])}) adds {s['live_teacher_s']:.2f} s to every run, computing the cached "
         f"outputs {s['cached_teacher_s']:.2f} s to the first. After {last['runs']} runs distillation has cost {live:.2f} times "
         f"what training without a teacher costs with a live teacher, {stored:.2f} times with cached teacher outputs."
     )
@@ -92,7 +92,7 @@ def readme(found: dict[str, Results]) -> str:
     rows = [
         (f"step: {what}, worst of {len(step)} teachers", max(row[what] for row in step), limit) for what, limit in limits.items()
     ]
-    rows.append(("peak memory in training, stored / baseline", memory["cached"], found["memory"]["settings"]["limit"]))
+    rows.append(("peak memory in training, cached / baseline", memory["cached"], found["memory"]["settings"]["limit"]))
     share = max(row["loader / step"] for row in found["loader"]["rows"])
     rows.append(("loader / step, digits and 64-pixel photos", share, found["loader"]["settings"]["limit"]))
     wanted = found["grid"]["settings"]["limits"]
