@@ -37,7 +37,7 @@ def test_a_batch_run_draws_nothing_and_a_plain_papermill_call_works(tmp_path, im
     done = subprocess.run([sys.executable, "-m", "papermill", NOTEBOOK, tmp_path / "out.ipynb", *given, "-k", "python3"],
                           cwd=tmp_path, capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert len(list((tmp_path / "runs").glob("fruit/*/record.json"))) == 1
+    assert len(list((tmp_path / "runs").glob("fruit-*/*/record.json"))) == 1
     assert "image/png" not in (tmp_path / "out.ipynb").read_text()
 
 
