@@ -132,7 +132,10 @@ def load_study(path: Path) -> Study:
         raise KdfastError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise KdfastError(f"{path} must be a mapping with the keys {', '.join(Study.model_fields)}")
-    study = validated(Study, content, str(path))
+    try:
+        study = validated(Study, content, str(path))
+    except RecursionError:
+        raise KdfastError(f"{path} is not valid YAML: something in it contains itself") from None
     if set(study.sweep) - {"lr", "weight_decay"} or len(study.sweep) > 1:
         raise KdfastError(f"{path}: sweep tries the values of lr or of weight_decay, one of them, not {', '.join(study.sweep)}")
     if any(value <= 0 for values in study.sweep.values() for value in values):

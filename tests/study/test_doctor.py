@@ -71,7 +71,9 @@ def test_what_is_damaged_is_named_with_a_way_out(place, pattern, damage, said):
     path = only(place, pattern)
     damage(path)
     names = [f"{finding.path} {finding.what}" for finding in found(place)]
-    assert len(names) == 1 and said in names[0] and str(path.parent) in names[0]
+    assert (
+        names and said in names[0] and all(str(path.parent) in name for name in names)
+    )  # weights too may tell of an edited record
 
 
 def test_the_released_records_of_this_repository_are_whole():
