@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tomllib
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -12,7 +13,8 @@ from kdfast.core import extras
 from kdfast.core.errors import KdfastError
 from kdfast.study.snakemake import snakemake
 
-EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 MODULES = {
     "paper": ["accelerate", "ipykernel", "jupyterlab", "nbconvert", "notebook", "papermill", "seaborn", "snakemake",
               "snakemake_executor_plugin_cluster_generic", "snakemake_executor_plugin_slurm", "statsmodels"],
@@ -51,11 +53,31 @@ def test_the_library_needs_no_optional_package_and_may_be_imported_before_fastai
     python(not_installed + "from kdfast.all import *\nimport kdfast.__main__, kdfast.losses\nfrom fastai.vision.all import *")
 
 
+def put_pth(folder: Path) -> str:
+    """Installs it there; returns code that does what Python does when it starts."""
+    (folder / "kdfast_torchvision.pth").write_text((ROOT / "kdfast" / "models" / "_torchvision.pth").read_text())
+    return f"import site, sys; site.addsitedir({str(folder)!r}); assert 'kdfast' not in sys.modules\n"
+
+
 def test_fastai_may_be_imported_before_an_installed_kdfast(tmp_path):
     """Its .pth is read when Python starts, and must not import kdfast then."""
-    (tmp_path / "kdfast_torchvision.pth").write_text((ROOT / "kdfast" / "models" / "_torchvision.pth").read_text())
-    start = f"import site, sys; site.addsitedir({str(tmp_path)!r}); assert 'kdfast' not in sys.modules\n"
-    python(start + "from fastai.vision.all import *\nfrom kdfast.all import *\nvision_learner, Distill, DKD")
+    python(put_pth(tmp_path) + "from fastai.vision.all import *\nfrom kdfast.all import *\nvision_learner, Distill, DKD")
+
+
+@pytest.mark.parametrize("package", ["none", "other"])
+def test_python_starts_without_a_word_where_kdfast_is_gone_or_has_no_hook(tmp_path, package):
+    if package == "other":
+        (tmp_path / "kdfast").mkdir()
+        (tmp_path / "kdfast" / "__init__.py").touch()
+    command = [sys.executable, "-I", "-S", "-c", put_pth(tmp_path)]  # no other kdfast is found
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_no_module_is_included_by_force():
+    """Which would move it out of the package, see hatch."""
+    wheel = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert not any(path.endswith(".py") for path in wheel["force-include"])
 
 
 def test_whoever_only_looks_for_torchvision_loads_no_torch():

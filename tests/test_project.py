@@ -5,6 +5,7 @@ import subprocess
 import tomllib
 from itertools import chain
 
+import grimp
 import nbformat
 import pytest
 import yaml
@@ -48,6 +49,13 @@ def test_conda_gets_the_same_pins_of_what_is_named():
     pip = next(d["pip"] for d in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"] if isinstance(d, dict))
     names = [canonicalize_name(wanted.name) for wanted in WANTED]
     assert pins(pip) == {name: REQUIREMENTS[name] for name in names}
+
+
+def test_no_two_modules_import_each_other_by_whatever_detour():
+    graph = grimp.build_graph("kdfast", cache_dir=None)
+    imports = [(one, other) for one in sorted(graph.modules) for other in sorted(graph.find_modules_directly_imported_by(one))]
+    assert ("kdfast.all", "kdfast.distill.callback") in imports
+    assert [pair for pair in imports if graph.chain_exists(importer=pair[1], imported=pair[0])] == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
