@@ -12,7 +12,7 @@ PYTHON=${PYTHON:-python3}
 WHEELS="annotated-types==0.8.0 beartype==0.23.1 defusedxml==0.7.1 fastai==2.8.12 fastcore==2.2.39 fastdownload==0.0.8
 fastprogress==1.1.6 fasttransform==0.0.5 itsdangerous==2.2.0 plum-dispatch==2.9.0 pydantic==2.14.3 pydantic-core==2.50.4
 python-fasthtml==0.14.14 python-multipart==0.0.34 starlette==1.10.0 typing-inspection==0.4.5 oauthlib httpx2 uvicorn
-beautifulsoup4 soupsieve fasterai==0.4.1 torch-pruning==1.6.1"
+beautifulsoup4 soupsieve platformdirs fasterai==0.4.1 torch-pruning==1.6.1"
 mkdir -p .gpu/wheels .gpu/1 .gpu/2
 for wheel in $WHEELS; do
     name=$(echo "${wheel%%=*}" | tr '-' '_')
