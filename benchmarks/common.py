@@ -43,8 +43,11 @@ def learner(student: str, data: ImageData, batch_size: int, cbs=(), augment: str
     return learn
 
 
-def steps(learn: Learner) -> Callable[[], None]:
-    """A function that does the next training step, the cutting of its batch included, of a fit that never ends."""
+def steps(learn: Learner, wait: bool = True) -> Callable[[], None]:
+    """A function that does the next training step, the cutting of its batch included, of a fit that never ends.
+
+    With `wait` it returns when a GPU has done it, else when it is queued.
+    """
     learn.create_opt()
     learn.n_epoch = learn.n_iter = 1
     learn.dl = learn.dls.train
@@ -56,7 +59,8 @@ def steps(learn: Learner) -> Callable[[], None]:
 
     def step() -> None:
         learn.one_batch(0, next(batches))
-        synchronize()
+        if wait:
+            synchronize()
 
     return step
 

@@ -67,12 +67,16 @@ class Augment:
         return epoch % self.views if self.views else epoch
 
     def __call__(self, images: Tensor, index: Tensor) -> Tensor:
-        """Images (B, C, H, W) of any dtype and their numbers in the data set (B,) to their views, same shape."""
+        """Images (B, C, H, W) of any dtype and their numbers in the data set (B,), on the CPU, to their views, same shape.
+
+        What is drawn is drawn on the CPU; crops and flips are made where the images are, and nobody waits for them.
+        """
         draws = torch.from_numpy(uniform(self.seed, self.view, index.numpy(), 3 + self.randaugment))
         if self.padding:
-            images = self._crop(images, (draws[:, :2] * (2 * self.padding + 1)).long())
+            images = self._crop(images, (draws[:, :2] * (2 * self.padding + 1)).long().to(images.device, non_blocking=True))
         if self.flip:
-            images = torch.where(draws[:, 2].lt(0.5)[:, None, None, None], images.flip(-1), images)
+            flipped = draws[:, 2].lt(0.5).to(images.device, non_blocking=True)
+            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
         return self._randaugment(images, (draws[:, 3] * 2**53).long()) if self.randaugment else images
 
     @staticmethod
@@ -89,7 +93,7 @@ class Augment:
     def _crop(self, images: Tensor, corner: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         padded = pad(images, (self.padding,) * 4)
-        rows = corner[:, 0, None] + torch.arange(height)
-        columns = corner[:, 1, None] + torch.arange(width)
-        batch = torch.arange(len(images))[:, None, None]
+        rows = corner[:, 0, None] + torch.arange(height, device=images.device)
+        columns = corner[:, 1, None] + torch.arange(width, device=images.device)
+        batch = torch.arange(len(images), device=images.device)[:, None, None]
         return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()

@@ -16,6 +16,7 @@ from fastai.vision.core import TensorCategory
 from fastcore.foundation import L
 from fasttransform import Transform
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from kdfast.data.augment import Augment
 
@@ -117,6 +118,20 @@ class Standardize(Transform):
         return (images * std + mean).clamp(0, 1), *rest
 
 
+_RESIDENT = WeakTensorKeyDictionary()  # tensor -> {GPU: its copy there}, for as long as somebody holds the tensor
+
+
+def resident(whole: Tensor, device: torch.device) -> Tensor:
+    """A tensor's one copy on a GPU, where it takes at most a tenth of the GPU's memory; else the tensor itself."""
+    if device.type != "cuda":
+        return whole
+    copies = _RESIDENT.setdefault(whole, {})
+    if device not in copies:
+        fits = whole.nbytes <= torch.cuda.get_device_properties(device).total_memory / 10
+        copies[device] = whole.to(device) if fits else whole
+    return copies[device]
+
+
 class BatchDL(TfmdDL):
     """A DataLoader that cuts whole batches out of a Split's tensors instead of collating items one by one.
 
@@ -147,7 +162,7 @@ class BatchDL(TfmdDL):
 
     def images(self, index: Tensor, view: int = 0) -> Tensor:
         """Images by their number in the data set (B,), in the view of that number, as a batch has them."""
-        images = self.dataset.images[index]
+        images = self._cut(self.dataset.images, index)
         if self.augment is not None:
             images = replace(self.augment, view=view)(images, index)
         return self.after_batch((images.to(self.device),))[0]
@@ -157,8 +172,15 @@ class BatchDL(TfmdDL):
 
     def create_batch(self, numbers):
         index = self.dataset.index[self._mine(numbers)]
-        images, labels = self.dataset.images[index], self.dataset.labels[index]
+        images, labels = self._cut(self.dataset.images, index), self._cut(self.dataset.labels, index)
         return (images if self.augment is None else self.augment(images, index)), labels
+
+    def _cut(self, whole: Tensor, index: Tensor) -> Tensor:
+        """Rows of a tensor of the data set: on a GPU from its copy there, so that no step waits for them to come."""
+        by_item = self.augment is not None and self.augment.randaugment  # made image by image, on the CPU
+        device = torch.device("cpu" if by_item or self.fake_l.num_workers or self.device is None else self.device)
+        whole = resident(whole, device)
+        return whole[index.to(whole.device, non_blocking=True)]
 
     def _mine(self, numbers: list[int]) -> Tensor:
         first, step = self.share

@@ -145,7 +145,7 @@ class CachedOutputs:
     def outputs(self, index: Tensor) -> Outputs:
         """The outputs for images by their number in the data set (B,), in float32 on the loader's device."""
         rows = self.row[index]
-        taken = {name: tensor[rows].to(self.loader.device).float() for name, tensor in self.tensors.items()}
+        taken = {name: tensor[rows].to(self.loader.device, non_blocking=True).float() for name, tensor in self.tensors.items()}
         return Outputs(**taken)
 
     def all(self) -> Outputs:

@@ -91,6 +91,7 @@ def from_epoch(learn: Learner, start: int) -> Iterator[None]:
 def collect(learn: Learner) -> dict[str, Any]:
     """Everything that the epochs to come depend on, as plain values and tensors."""
     recorder = learn.recorder
+    recorder.losses = _numbers(recorder.losses)
     scaler = getattr(learn, "scaler", None)
     return {
         "model": get_model(learn.model).state_dict(),
@@ -100,7 +101,7 @@ def collect(learn: Learner) -> dict[str, Any]:
         "recorder": {
             "values": [[None if v is None else float(v) for v in row] for row in recorder.values],
             "lrs": [float(v) for v in recorder.lrs],
-            "losses": [float(v) for v in recorder.losses],
+            "losses": list(recorder.losses),
             "iters": list(recorder.iters),
             "smooth": [recorder.smooth_loss.count, recorder.smooth_loss.val.as_subclass(Tensor).detach()],
         },
@@ -124,6 +125,13 @@ def restore(learn: Learner, state: dict[str, Any]) -> None:
         if cb.name in state["callbacks"]:
             cb.resume(state["callbacks"][cb.name])
     _set_random(learn, state["random"])
+
+
+def _numbers(values: list[Tensor | float]) -> list[float]:
+    """One number for each; those that are still on a device come from it at once."""
+    fetched = [v.as_subclass(Tensor) for v in values if isinstance(v, Tensor)]
+    numbers = iter(torch.stack(fetched).tolist() if fetched else ())
+    return [next(numbers) if isinstance(v, Tensor) else float(v) for v in values]
 
 
 def _random(learn: Learner) -> dict[str, Any]:

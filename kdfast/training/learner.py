@@ -12,10 +12,10 @@ from fastai.callback.core import Callback
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner
+from fastai.learner import AvgSmoothLoss, Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
-from fastai.torch_core import get_model
+from fastai.torch_core import get_model, to_detach
 from fastcore.foundation import L
 from torch import Tensor
 from torch.amp import GradScaler
@@ -53,6 +53,15 @@ class StopOnNaN(Callback):
                 f"the loss of run {self.run_id} is {loss} in epoch {self.epoch}: lower lr (at most {self.lr:g} now) or "
                 "check the images"
             )
+
+
+class SmoothLoss(AvgSmoothLoss):
+    """fastai's smoothed training loss, which stays on the device: fastai's waits for the device at every step."""
+
+    def accumulate(self, learn):
+        self.count += 1
+        loss = to_detach(learn.loss.mean(), cpu=False)
+        self.val = torch.lerp(loss, self.val.to(loss.device), self.beta)
 
 
 class KeepBest(Callback):
@@ -104,10 +113,12 @@ def create_learner(run: Run, data: ImageData, teacher: Teacher | None = None, ca
         cbs.append(Distill(teacher, method, cached=cached))
     if run.compile:
         model.compile()  # in place: the state dict keeps its names
-    return Learner(
+    learn = Learner(
         dls, model, CrossEntropyLossFlat(), optimizer(run), lr=run.lr, splitter=groups(run), wd=decay_of_groups(run),
         metrics=accuracy, cbs=cbs,
     )  # fmt: skip
+    learn.recorder.smooth_loss = SmoothLoss(learn.recorder.smooth_loss.beta)
+    return learn
 
 
 class MixedPrecisionCPU(MixedPrecision):

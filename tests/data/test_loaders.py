@@ -222,3 +222,13 @@ def test_recycled_views_come_round_again():
     augment = Augment.named("crop", 8, seed=0, views=3)
     assert [augment.of_epoch(e) for e in range(7)] == [0, 1, 2, 0, 1, 2, 0]
     assert [Augment.named("crop", 8, seed=0).of_epoch(e) for e in (0, 5)] == [0, 5]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("augment", ["none", "crop+flip", "randaugment"])
+def test_a_gpu_cuts_the_batches_that_a_cpu_cuts(augment):
+    data, index = load_data("digits"), torch.tensor([5, 700, 3])
+    here, there = (dataloaders(data, 64, augment, device=device).train for device in ("cpu", "cuda"))
+    torch.testing.assert_close(there.images(index, view=3).cpu(), here.images(index, view=3))
+    assert there.one_batch()[0].device.type == there.one_batch()[1].device.type == "cuda"

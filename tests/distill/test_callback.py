@@ -601,6 +601,7 @@ def test_channels_last():
     assert next(one.model.parameters()).is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="fastai does not autocast on a CPU")
 @pytest.mark.parametrize("precision", ["to_fp16", "to_bf16"])
 @pytest.mark.parametrize("name", ALL)
