@@ -2,8 +2,8 @@
 
 import copy
 import pickle
-import re
 import random
+import re
 import subprocess
 import sys
 from functools import partial
