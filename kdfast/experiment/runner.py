@@ -166,6 +166,8 @@ class Experiment:
         write_atomically(self.folder / PREDICTIONS, packed.getvalue())
         write_record(record, self.folder / RECORD)
         self.learn.checkpoint.remove()
+        for left in self.folder.glob(".*.partial"):  # by a killed attempt: this one has written everything whole
+            left.unlink(missing_ok=True)
         try:
             log_result(self.trackers, record)
         except Exception as error:  # a tracker's trouble at the end must not cost the run

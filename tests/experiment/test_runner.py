@@ -143,3 +143,12 @@ def test_a_teacher_of_other_data_is_refused_by_name_unless_asked_for(tmp_path):
     with pytest.raises(KdfastError, match="images of 8 pixels, not 16"):
         load_teacher(experiment.folder, load_data(str(folder), 16))
     assert evaluate_run(experiment.folder, experiment.finish()) is None
+
+
+def test_what_a_killed_attempt_had_begun_to_write_goes_when_the_run_ends(tmp_path):
+    experiment = prepared({"student": "mini_resnet_xs", "epochs": 1}, tmp_path)
+    experiment.folder.mkdir(parents=True, exist_ok=True)
+    (experiment.folder / ".predictions.npz.7.partial").write_text("half")
+    experiment.fit(progress=False)
+    experiment.finish()
+    assert not list(experiment.folder.glob(".*"))
