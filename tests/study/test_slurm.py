@@ -215,6 +215,6 @@ def test_limits_are_far_above_what_released_runs_took_and_estimates_not_absurd(n
     for run in study.runs():
         needs = estimates.needs(run, study)
         took = json.loads((ROOT / "experiments" / "results" / name / f"{run.id}.json").read_text())["time"]["total"]
-        # not whether an estimate is above: the released digits were timed while other work shared their two cores, and took up to ten
-        # times as long as on a quiet machine. What must hold even then is the limit.
+        # not whether an estimate is above: the released digits were timed while other work shared their two cores, and took up to
+        # ten times as long as on a quiet machine. What must hold even then is the limit.
         assert needs.seconds < 20 * took and needs.minutes * 60 > 3 * took
